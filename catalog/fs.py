@@ -1,0 +1,71 @@
+"""Files that survive a crash: flushed writes, checksums, and paths that cannot leave their folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from pipeline.errors import CatalogError
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+FOLDERS: tuple[str, ...] = ("directions", "images", "regions", "index", "pictures")
+CARD = "README.md"
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+STAGING = ".staging"
+FULL_DISK: frozenset[int] = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def check_relative(path: str) -> str:
+    """`path` if it is a file name that a catalog may list. Raises CatalogError for anything else."""
+    parts = path.split("/")
+    plain = all(_PART.fullmatch(part) and ".." not in part for part in parts)
+    if path != CARD and not (plain and len(parts) == 2 and parts[0] in FOLDERS):
+        raise CatalogError("file name", repr(path)[:200], f"{CARD} or a plain name in one of {', '.join(FOLDERS)}")
+    return path
+
+
+def inside(root: Path, path: str) -> Path:
+    """`root / path` for a listed file, with no symbolic link below `root`. Raises CatalogError."""
+    target = root
+    for part in check_relative(path).split("/"):
+        target = target / part
+        if target.is_symlink():
+            raise CatalogError(str(target), "a symbolic link", "a plain file or folder within the catalog")
+    return target
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, 64 hex digits, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames and unlinks within `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write `data` and flush it to disk; not atomic, for files under a temporary name."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def disk_error(where: Path, error: OSError) -> CatalogError | None:
+    """The clear form of a full disk or quota, None for any other error."""
+    if error.errno not in FULL_DISK:
+        return None
+    return CatalogError(
+        str(where), f"no space left ({error.strerror})", "room for the new files",
+        "The former version is intact; free some space and run the same command again",
+    )  # fmt: skip

@@ -1,0 +1,219 @@
+"""Records to Arrow tables, with every rule of format.md enforced, and rows back to records."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from catalog.manifest import Provenance
+from catalog.pictures import decode_png, effect_picture, encode_png
+from catalog.records import DirectionRecord, ImageRecord, RegionRecord
+from catalog.schema import table_schema, vector_column
+from pipeline.errors import CatalogError
+
+NORM_TOLERANCE = 1e-3
+KINDS: tuple[str, ...] = ("singular", "local", "joint", "individual")
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def check_id(value: object, field: str) -> str:
+    """`value` if it is an id: 32 lower-case hex digits. Raises CatalogError."""
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise CatalogError(field, repr(value)[:80], "32 lower-case hex digits, see records.content_id")
+    return value
+
+
+def check_name(value: object, field: str) -> str:
+    """`value` if it is a printable name of 1 to 200 characters. Raises CatalogError."""
+    if not isinstance(value, str) or not 1 <= len(value) <= 200 or not value.isprintable():
+        raise CatalogError(field, repr(value)[:80], "1 to 200 printable characters")
+    return value
+
+
+def _number(value: float | None, field: str, low: float = -math.inf, high: float = math.inf) -> float:
+    if value is None or not math.isfinite(value) or not low <= value <= high:
+        bounds = "" if low == -math.inf else f" from {low:g}" + ("" if high == math.inf else f" to {high:g}")
+        raise CatalogError(field, str(value), f"a finite number{bounds}", "A direction is published with its evidence")
+    return float(value)
+
+
+def _measured(value: float | None, field: str) -> float | None:
+    """None for what was not measured (None or NaN); infinity is refused."""
+    return None if value is None or math.isnan(value) else _number(value, field)
+
+
+def unit_float16(array: np.ndarray, shape: tuple[int, ...], field: str) -> np.ndarray:
+    """`array` (shape) flattened to float16. Raises CatalogError: wrong shape, not finite, norm off by over 1e-3."""
+    if tuple(array.shape) != shape:
+        raise CatalogError(field, f"shape {tuple(array.shape)}", f"{shape}")
+    flat = np.asarray(array, dtype=np.float64).ravel()
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = flat.astype(np.float16)
+    if not (np.isfinite(flat).all() and np.isfinite(rounded).all()):
+        raise CatalogError(field, "NaN, infinity, or a value beyond float16", "finite values of a unit vector")
+    for norm in (np.linalg.norm(flat), np.linalg.norm(rounded.astype(np.float64))):
+        if abs(norm - 1.0) > NORM_TOLERANCE:
+            raise CatalogError(field, f"norm {norm:.6g}", f"unit norm within {NORM_TOLERANCE:g}")
+    return rounded
+
+
+def _picture(array: np.ndarray, field: str) -> dict[str, Any]:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
+    if array.dtype != np.uint8 or not shaped or array.size == 0:
+        raise CatalogError(field, f"{array.dtype} {array.shape}", "uint8 (H, W, 3) or (H, W, 1), not empty")
+    return {"bytes": encode_png(array), "path": None}
+
+
+def check_evidence(row: Mapping[str, Any], field: str) -> None:
+    """Raise CatalogError unless the row of a direction carries the evidence its kind asks for."""
+    _number(row["strength"], f"{field}: strength")
+    for name in ("gain", "leakage"):
+        _number(row[name], f"{field}: {name}", 0.0)
+    if row["kind"] not in KINDS:
+        raise CatalogError(f"{field}: kind", repr(row["kind"])[:40], " | ".join(KINDS))
+    if row["kind"] == "singular":
+        _number(row["sigma"], f"{field}: sigma", 0.0)
+        _number(row["residual"], f"{field}: residual", 0.0)
+        if not isinstance(row["converged"], bool):
+            raise CatalogError(f"{field}: converged", str(row["converged"]), "true or false")
+        if not row["spectrum"]:
+            raise CatalogError(f"{field}: spectrum", "nothing", "the singular values it was taken from")
+    else:
+        if not row["parents"]:
+            raise CatalogError(f"{field}: parents", "none", "the ids of the directions it was derived from")
+        _number(row["kept_share"], f"{field}: kept_share", 0.0, 1.0 + 1e-6)
+    if not all(math.isfinite(s) and s >= 0 for s in row["spectrum"]):
+        raise CatalogError(f"{field}: spectrum", "NaN, infinity or a negative value", "singular values")
+
+
+def _direction_row(record: DirectionRecord, region_id: str | None, provenance: Provenance) -> dict[str, Any]:
+    at = f"direction {check_id(record.direction_id, 'direction_id')}"
+    if record.space not in provenance.spaces:
+        raise CatalogError(f"{at}: space", record.space, f"one of {', '.join(provenance.spaces)}")
+    row: dict[str, Any] = {
+        "direction_id": record.direction_id,
+        "image_id": check_id(record.image_id, f"{at}: image_id"),
+        "region_id": region_id,
+        "spectrum": np.asarray(record.spectrum, dtype=np.float32).ravel().tolist(),
+        "parents": [check_id(parent, f"{at}: parents") for parent in record.parents],
+    }
+    for name in ("dataset", "model", "region", "space", "kind"):
+        row[name] = check_name(getattr(record, name), f"{at}: {name}")
+    for name in ("rank", "timestep"):
+        row[name] = int(_number(getattr(record, name), f"{at}: {name}", 0, 2**31 - 1))
+    for name in ("strength", "gain", "leakage"):
+        row[name] = getattr(record, name)
+    for name in ("sigma", "residual", "kept_share", "roir_before", "roir"):
+        row[name] = _measured(getattr(record, name), f"{at}: {name}")
+    row["converged"] = None if record.converged is None else bool(record.converged)
+    if record.model != provenance.model["fingerprint"]:
+        raise CatalogError(f"{at}: model", record.model, f"the catalog's {provenance.model['fingerprint']}")
+    check_evidence(row, at)
+    row["effect_vector"] = unit_float16(record.effect, provenance.effect_shape, f"{at}: effect")
+    row["effect"] = _picture(effect_picture(record.effect), f"{at}: effect")
+    row["preview"] = _picture(record.preview, f"{at}: preview")
+    vector = unit_float16(record.vector, provenance.spaces[record.space], f"{at}: vector")
+    return {**row, vector_column(record.space): vector}
+
+
+def _image_row(record: ImageRecord, provenance: Provenance) -> dict[str, Any]:
+    at = f"image {check_id(record.image_id, 'image_id')}"
+    latent = np.asarray(record.latent, dtype=np.float32)
+    if latent.shape != provenance.spaces["x"] or not np.isfinite(latent).all():
+        raise CatalogError(f"{at}: latent", f"{latent.shape}", f"finite values of shape {provenance.spaces['x']}")
+    factors = [
+        {"name": check_name(name, f"{at}: factors"), "value": _number(value, f"{at}: factors")}
+        for name, value in sorted(record.factors.items())
+    ]
+    return {
+        "image_id": record.image_id,
+        "dataset": check_name(record.dataset, f"{at}: dataset"),
+        "split": check_name(record.split, f"{at}: split"),
+        "source": check_name(record.source, f"{at}: source"),
+        "image": _picture(record.image, f"{at}: image"),
+        "timestep": int(_number(record.timestep, f"{at}: timestep", 0, 2**31 - 1)),
+        "latent": latent.ravel(),
+        "round_trip_psnr": _number(record.round_trip_psnr, f"{at}: round_trip_psnr"),
+        "factors": factors,
+    }
+
+
+def _region_row(record: RegionRecord) -> dict[str, Any]:
+    at = f"region {check_id(record.region_id, 'region_id')}"
+    mask = np.asarray(record.mask)
+    if mask.dtype != np.bool_ or mask.ndim != 2 or not mask.any():
+        raise CatalogError(f"{at}: mask", f"{mask.dtype} {mask.shape}, {int(mask.sum())} set", "bool (H, W), not empty")
+    return {
+        "region_id": record.region_id,
+        "image_id": check_id(record.image_id, f"{at}: image_id"),
+        "region": check_name(record.region, f"{at}: region"),
+        "mask": _picture(mask.astype(np.uint8) * 255, f"{at}: mask"),
+        "area": int(mask.sum()),
+    }
+
+
+def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
+    if not pa.types.is_fixed_size_list(field.type):
+        return pa.array([row[field.name] for row in rows], type=field.type)
+    size, dtype = field.type.list_size, field.type.value_type.to_pandas_dtype()
+    missing = np.array([row.get(field.name) is None for row in rows], dtype=bool)
+    values = np.zeros((len(rows), size), dtype=dtype)
+    for i, row in enumerate(rows):
+        if not missing[i]:
+            values[i] = row[field.name]
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(values.ravel()), type=field.type, mask=pa.array(missing) if missing.any() else None
+    )
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_arrays([_column(rows, field) for field in schema], schema=schema)
+
+
+def to_tables(
+    directions: list[tuple[DirectionRecord, str | None]],
+    images: list[ImageRecord],
+    regions: list[RegionRecord],
+    provenance: Provenance,
+) -> dict[str, pa.Table]:
+    """The three shards of a chunk. `directions` pairs each record with the id of its region.
+
+    Raises CatalogError naming the record and field that breaks a rule of format.md.
+    """
+    rows = {
+        "directions": [_direction_row(record, region, provenance) for record, region in directions],
+        "images": [_image_row(record, provenance) for record in images],
+        "regions": [_region_row(record) for record in regions],
+    }
+    rows["directions"].sort(key=lambda row: row["space"])
+    return {t: _table(rows[t], table_schema(t, provenance.shapes, provenance.effect_shape)) for t in rows}
+
+
+def vectors_of(column: pa.ChunkedArray, field: str) -> np.ndarray:
+    """(n, D) array of a fixed-size list column without nulls, in its stored dtype. Raises CatalogError."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # a column without chunks stays chunked
+        array = pa.array([], type=column.type) if column.num_chunks == 0 else array.chunk(0)
+    if array.null_count:
+        raise CatalogError(field, f"{array.null_count} empty vectors", "a vector in every row of its space")
+    values = array.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values).reshape(len(array), column.type.list_size)
+
+
+def to_direction(row: Mapping[str, Any], vector: np.ndarray, effect: np.ndarray, name: str) -> DirectionRecord:
+    """A row of `directions` back to its record; `vector` and `effect` float32 in their shapes."""
+    plain = ("direction_id", "image_id", "dataset", "model", "region", "space", "kind", "rank", "timestep")
+    measured = ("strength", "gain", "leakage", "sigma", "residual", "converged", "kept_share", "roir_before", "roir")
+    return DirectionRecord(
+        **{key: row[key] for key in plain + measured},
+        vector=vector,
+        effect=effect,
+        preview=decode_png(row["preview"]["bytes"], f"{name}: preview"),
+        spectrum=np.asarray(row["spectrum"], dtype=np.float32),
+        parents=tuple(row["parents"]),
+    )

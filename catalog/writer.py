@@ -1,0 +1,336 @@
+"""The writer: one at a time, whole chunks only, and the former version intact whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from catalog import manifest as manifests
+from catalog.card import catalog_card
+from catalog.fs import CARD, MANIFEST, disk_error, inside
+from catalog.manifest import ChunkEntry, FailedImage, IndexEntry, Manifest, Provenance, SketchSpec
+from catalog.records import Chunk, DirectionRecord, content_id
+from catalog.schema import TABLES, parquet_settings
+from catalog.tables import check_id, check_name, to_tables
+from catalog.transaction import Lock, Transaction, recover, unborn
+from pipeline.errors import CatalogError, ConflictError, InputError
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_KEYS = {"directions": "direction_id", "images": "image_id", "regions": "region_id"}
+
+
+class CatalogWriter:
+    """Holds the catalog's lock from `create` or `open` until `close`; use it as a context manager."""
+
+    def __init__(self, folder: Path, lock: Lock, current: Manifest) -> None:
+        self.folder, self.manifest = folder, current
+        self._lock = lock
+        self._ids: dict[str, set[str]] | None = None
+        self._masks: dict[tuple[str, str], str] = {}
+
+    @classmethod
+    def create(cls, folder: str | Path, provenance: Provenance) -> CatalogWriter:
+        """Begin the catalog in `folder`, or continue it if it is of the same recipe, model and data.
+
+        Raises ConflictError, with nothing written: the folder holds something else, or another writer is at work.
+        """
+        root = Path(folder)
+        try:
+            new = manifests.fresh(provenance)
+            manifests.parse(manifests.dump(new))
+        except (ValueError, TypeError) as error:
+            raise InputError("provenance", str(error)[:300], "plain JSON values that read back unchanged") from error
+        cls._refuse_foreign(root, provenance)
+        with _clear_disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            lock = Lock(root)
+        writer = cls(root, lock, new)
+        with writer._closing_on_error():
+            standing = recover(root)
+            if standing is None:
+                cls._refuse_foreign(root, provenance)
+                writer._begin(new)
+            else:
+                cls._refuse_other(root, standing.provenance, provenance)
+                writer.manifest = standing
+        return writer
+
+    @classmethod
+    def open(cls, folder: str | Path) -> CatalogWriter:
+        """Continue an existing catalog. Raises NotFoundError, CatalogError, ConflictError (another writer)."""
+        root = Path(folder)
+        current = manifests.load(root)
+        writer = cls(root, Lock(root), current)
+        with writer._closing_on_error():
+            writer.manifest = recover(root) or current
+        return writer
+
+    @staticmethod
+    def _refuse_foreign(root: Path, provenance: Provenance) -> None:
+        if root.exists() and not root.is_dir():
+            raise ConflictError(str(root), "a file", "a folder for the catalog", "Choose another --out")
+        if (root / MANIFEST).exists():
+            CatalogWriter._refuse_other(root, manifests.load(root).provenance, provenance)
+        elif root.exists() and not unborn(root):
+            raise ConflictError(
+                str(root), f"a folder with other content and no {MANIFEST}", "an empty folder or a catalog",
+                "Choose another --out; nothing was written",
+            )  # fmt: skip
+
+    @staticmethod
+    def _refuse_other(root: Path, there: Provenance, wanted: Provenance) -> None:
+        one, two = there.identity(), wanted.identity()
+        for part in one:
+            if one[part] != two[part]:
+                raise ConflictError(
+                    f"{root}: {part}", f"a catalog of {one[part]}", f"one of {two[part]}",
+                    "Choose another --out for this recipe; nothing was written",
+                )  # fmt: skip
+
+    def _begin(self, new: Manifest) -> None:
+        with self._transaction() as transaction:
+            transaction.stage(CARD, _bytes_writer(catalog_card(new.provenance)))
+            self._commit(transaction, None, {"files": dict(transaction.entries)})
+
+    # -- what is done ----------------------------------------------------------------------------------------------
+
+    @property
+    def done_chunks(self) -> frozenset[str]:
+        """Chunk ids that are committed: a resumed run skips them."""
+        return frozenset(self.manifest.chunks)
+
+    @property
+    def done_images(self) -> frozenset[str]:
+        """Ids of the images that are mined and committed."""
+        return frozenset(self._known()["images"])
+
+    @property
+    def failed_images(self) -> dict[str, str]:
+        """Image id to reason, for images that were tried and not mined."""
+        return {image: entry.reason for image, entry in self.manifest.failed_images.items()}
+
+    # -- commits ---------------------------------------------------------------------------------------------------
+
+    def commit(self, chunk: Chunk) -> None:
+        """Write, verify and commit one chunk; a no-op if it is already there with the same ids.
+
+        Raises CatalogError naming the record that breaks a rule of format.md (nothing is written), or for a full
+        disk (the former version stands); ConflictError for a chunk id that stands for other content.
+        """
+        digest = _digest(chunk)
+        if chunk.chunk_id in self.manifest.chunks:
+            if self.manifest.chunks[chunk.chunk_id].digest != digest:
+                raise ConflictError(f"chunk {chunk.chunk_id}", "a commit of other ids", "the same content or a new id")
+            return
+        tables = self._checked_tables(chunk)
+        with self._transaction() as transaction:
+            for table in TABLES:
+                _stage_table(transaction, table, manifests.shard(table, chunk.chunk_id), tables[table])
+            rows = {table: tables[table].num_rows for table in TABLES}
+            entry = ChunkEntry.model_validate({"digest": digest, "rows": rows})
+            failed = {k: v for k, v in self.manifest.failed_images.items() if k not in _ids(tables, "images")}
+            for record in chunk.images:
+                if record.failure is not None:
+                    failed[record.image_id] = FailedImage(
+                        source=record.source, reason=record.failure or "no reason given", chunk=chunk.chunk_id
+                    )
+            chunks = {**self.manifest.chunks, chunk.chunk_id: entry}
+            self._commit(transaction, self.manifest, {"chunks": chunks, "failed_images": failed})
+        self._remember(tables)
+
+    def add_picture(self, name: str, data: bytes) -> str:
+        """Store a PNG under `name`, replacing an older one of that name; returns its path within the catalog."""
+        check_name(name, "picture name")
+        if not data.startswith(_PNG):
+            raise InputError(f"picture {name}", "data of another kind", "the bytes of a PNG file")
+        stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)[:80].strip("-") or "p"
+        with self._transaction() as transaction:
+            path, _ = transaction.stage(f"pictures/{stem}-{{digest}}.png", _bytes_writer(data))
+            pictures = {**self.manifest.pictures, name: path}
+            former = self.manifest.pictures.get(name)
+            obsolete = [former] if former is not None and former not in pictures.values() else []
+            self._commit(transaction, self.manifest, {"pictures": pictures}, obsolete)
+        return path
+
+    def replace_indexes(self, built: Mapping[str, tuple[bytes, pa.Table, SketchSpec]]) -> None:
+        """Put a new set of search indexes (serialised index, id list, sketch) in place of the old one."""
+        with self._transaction() as transaction:
+            indexes = {}
+            for name, (data, ids, sketch) in built.items():
+                faiss_path, _ = transaction.stage(f"index/{name}-{{digest}}.faiss", _bytes_writer(data))
+                ids_path, _ = transaction.stage(
+                    f"index/{name}-{{digest}}.parquet", _table_writer(ids, {"compression": "zstd"}), ids.num_rows
+                )
+                indexes[name] = IndexEntry(
+                    faiss=faiss_path, ids=ids_path, rows=ids.num_rows, sketch=sketch,
+                    directions_fingerprint=self.manifest.directions_fingerprint,
+                )  # fmt: skip
+            former = [path for entry in self.manifest.indexes.values() for path in (entry.faiss, entry.ids)]
+            kept = {path for entry in indexes.values() for path in (entry.faiss, entry.ids)}
+            self._commit(
+                transaction, self.manifest, {"indexes": indexes}, [path for path in former if path not in kept]
+            )
+
+    def _commit(
+        self, transaction: Transaction, old: Manifest | None, changes: dict[str, Any], obsolete: list[str] | None = None
+    ) -> None:
+        base = old or self.manifest
+        files = {**base.files, **transaction.entries}
+        for path in obsolete or []:
+            files.pop(path, None)
+        update = {"version": base.version + 1, "files": files, "pack": None, **changes}
+        try:
+            new = Manifest.model_validate({**dict(base), **update})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise CatalogError(place, repr(first["input"])[:120], first["msg"]) from error
+        transaction.commit(new, old, obsolete or ())
+        self.manifest = new
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Transaction]:
+        """A transaction that leaves the standing version and no leftovers if anything at all goes wrong."""
+        if self._lock.freed:
+            raise ConflictError(str(self.folder), "a writer that was closed", "an open one", "Open it again")
+        try:
+            with _clear_disk_errors(self.folder):
+                yield Transaction(self.folder)
+        except BaseException:
+            self.manifest = recover(self.folder) or self.manifest
+            self._ids = None
+            raise
+
+    # -- checks across records -------------------------------------------------------------------------------------
+
+    def _known(self) -> dict[str, set[str]]:
+        """Ids in the catalog per table, and the masks by (image, region); read once."""
+        if self._ids is None:
+            ids: dict[str, set[str]] = {table: set() for table in TABLES}
+            self._masks = {}
+            for table in TABLES:
+                columns = ["region_id", "image_id", "region"] if table == "regions" else [_KEYS[table]]
+                for path in self.manifest.shards(table):
+                    rows = pq.read_table(inside(self.folder, path), columns=columns, partitioning=None)
+                    self._add(table, rows, ids)
+            self._ids = ids
+        return self._ids
+
+    def _add(self, table: str, rows: pa.Table, ids: dict[str, set[str]]) -> None:
+        ids[table].update(rows.column(_KEYS[table]).to_pylist())
+        if table == "regions":
+            for row in rows.select(["region_id", "image_id", "region"]).to_pylist():
+                self._masks[row["image_id"], row["region"]] = row["region_id"]
+
+    def _remember(self, tables: Mapping[str, pa.Table]) -> None:
+        if self._ids is not None:
+            for table in TABLES:
+                self._add(table, tables[table], self._ids)
+
+    def _checked_tables(self, chunk: Chunk) -> dict[str, pa.Table]:
+        known = self._known()
+        mined = [record for record in chunk.images if record.failure is None]
+        for record in chunk.images:
+            check_id(record.image_id, "image_id")
+        masks = dict(self._masks)
+        for region in chunk.regions:
+            if masks.setdefault((region.image_id, region.region), region.region_id) != region.region_id:
+                raise CatalogError(f"region {region.region_id}", "a second mask", f"one {region.region} per image")
+        images = known["images"] | {record.image_id for record in mined}
+        for region in chunk.regions:
+            _must_be_in(region.image_id, images, f"region {region.region_id}: image_id", "the id of a mined image")
+        everything = known["directions"] | {d.direction_id for d in chunk.directions}
+        paired: list[tuple[DirectionRecord, str | None]] = []
+        for d in chunk.directions:
+            at = f"direction {d.direction_id}"
+            _must_be_in(d.image_id, images, f"{at}: image_id", "the id of a mined image")
+            for parent in d.parents:
+                _must_be_in(parent, everything, f"{at}: parents", "ids of catalogued directions")
+            region_id = masks.get((d.image_id, d.region))
+            if region_id is None and d.kind != "joint":
+                raise CatalogError(f"{at}: region", d.region, "a region of its image with a mask in the catalog")
+            paired.append((d, region_id))
+        tables = to_tables(paired, mined, list(chunk.regions), self.manifest.provenance)
+        for table in TABLES:
+            _must_be_new(tables[table].column(_KEYS[table]).to_pylist(), known[table], _KEYS[table])
+        return tables
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the lock back. Safe to call twice."""
+        self._lock.free()
+
+    def __enter__(self) -> CatalogWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def _clear_disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        clear = disk_error(root, error)
+        if clear is None:
+            raise
+        raise clear from error
+
+
+def _digest(chunk: Chunk) -> str:
+    images = sorted([record.image_id, record.failure is None] for record in chunk.images)
+    regions = sorted(record.region_id for record in chunk.regions)
+    return content_id(images, regions, sorted(record.direction_id for record in chunk.directions))
+
+
+def _ids(tables: Mapping[str, pa.Table], table: str) -> set[str]:
+    return set(tables[table].column(_KEYS[table]).to_pylist())
+
+
+def _must_be_in(value: str, known: set[str], field: str, expected: str) -> None:
+    if value not in known:
+        raise CatalogError(field, value, expected)
+
+
+def _must_be_new(ids: list[str], known: set[str], field: str) -> None:
+    seen = set(known)
+    for value in ids:
+        if value in seen:
+            raise CatalogError(field, f"{value} twice", "ids that are unique in the catalog")
+        seen.add(value)
+
+
+def _bytes_writer(data: bytes) -> Callable[[BinaryIO], object]:
+    return lambda stream: stream.write(data)
+
+
+def _table_writer(table: pa.Table, settings: dict[str, Any]) -> Callable[[BinaryIO], object]:
+    return lambda stream: pq.write_table(table, stream, **settings)
+
+
+def _stage_table(transaction: Transaction, kind: str, path: str, table: pa.Table) -> None:
+    settings = parquet_settings(kind, table.schema)
+    _, staged = transaction.stage(path, _table_writer(table, settings), table.num_rows)
+    with pq.ParquetFile(staged, page_checksum_verification=True) as file:
+        read = file.read()
+    if not read.equals(table):
+        raise CatalogError(path, "other rows than were written", "the rows as written", "Check the disk, and try again")

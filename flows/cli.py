@@ -1,0 +1,166 @@
+"""The command line: parsing and dispatch only. Every command is one function in `flows.commands`.
+
+Exit codes: 0 done, 1 a check found problems, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.console import stderr
+from pipeline.errors import RhumbError
+
+Spec = tuple[str, dict[str, Any]]
+
+
+def _arguments(parser: argparse.ArgumentParser, *specs: Spec) -> None:
+    for name, options in specs:
+        parser.add_argument(name, **options)
+
+
+CATALOG: Spec = ("catalog", {"type": Path, "metavar": "CATALOG", "help": "catalog folder"})
+JSON: Spec = ("--json", {"action": "store_true", "help": "print one JSON document"})
+OUT: dict[str, Any] = {"type": Path, "required": True}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every `rhumb` command."""
+    parser = argparse.ArgumentParser(
+        prog="rhumb", description="Mine, index and share the local editing directions of diffusion models."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, *specs: Spec) -> None:
+        _arguments(commands.add_parser(name, help=text, description=text), *specs)
+
+    add(
+        "demo",
+        "mine the built-in faces, publish a pack, pull it back and write the report",
+        ("--out", {"type": Path, "default": Path("rhumb-demo"), "help": "output folder (default: rhumb-demo)"}),
+        ("--recipe", {"type": Path, "default": None, "help": "another recipe than the built-in one"}),
+        ("--limit", {"type": int, "default": None, "help": "fewer images than the recipe says"}),
+        JSON,
+    )
+    add(
+        "mine",
+        "mine the directions of every image of a recipe into a catalog; run again to resume",
+        ("recipe", {"type": Path, "metavar": "RECIPE", "help": "YAML recipe"}),
+        ("--out", OUT | {"metavar": "CATALOG", "help": "catalog folder, new or from the same recipe"}),
+        ("--prefect", {"action": "store_true", "help": "run as a Prefect flow (embedded server, or PREFECT_API_URL)"}),
+        JSON,
+    )
+    add("index", "build the FAISS indexes of a catalog", CATALOG, JSON)
+    add(
+        "similar",
+        "directions like this one on other images",
+        CATALOG,
+        ("id", {"metavar": "ID", "help": "direction id, or its first digits"}),
+        ("-k", {"type": int, "default": 10, "help": "how many (default: 10)"}),
+        ("--by", {"choices": ("effect", "vector"), "default": "effect", "help": "what to compare (default: effect)"}),
+        JSON,
+    )
+    add(
+        "homogeneity",
+        "how alike a region's directions are over the images",
+        CATALOG,
+        ("--region", {"required": True}),
+        ("--by", {"choices": ("effect", "vector"), "default": "effect", "help": "what to compare (default: effect)"}),
+        JSON,
+    )
+    add(
+        "transfer",
+        "catalogued directions likely to work on a new image",
+        CATALOG,
+        ("--image", {"type": Path, "required": True, "metavar": "PNG"}),
+        ("--region", {"required": True}),
+        ("--mask", {"type": Path, "default": None, "metavar": "PNG", "help": "the region on the new image"}),
+        ("-k", {"type": int, "default": 10, "help": "how many (default: 10)"}),
+        JSON,
+    )
+    add(
+        "edit",
+        "apply directions of a catalog to an image",
+        CATALOG,
+        ("--image", {"type": Path, "required": True, "metavar": "PNG"}),
+        ("--direction", {"action": "append", "required": True, "metavar": "ID=STRENGTH", "help": "may be repeated"}),
+        ("--out", OUT | {"metavar": "PNG"}),
+        JSON,
+    )
+    add(
+        "publish",
+        "publish a catalog as a versioned pack on a local hub",
+        CATALOG,
+        ("repo", {"metavar": "REPO", "help": "file:///HUB/ORG/NAME or a path HUB/ORG/NAME"}),
+        ("--version", {"required": True, "metavar": "X.Y.Z"}),
+        ("--licence", {"default": None, "help": "licence of the pack (default: as the data set says)"}),
+        JSON,
+    )
+    add(
+        "pull",
+        "download one version of a pack; the result is a catalog",
+        ("repo", {"metavar": "REPO", "help": "file:///HUB/ORG/NAME or a path HUB/ORG/NAME"}),
+        ("--version", {"required": True, "metavar": "X.Y.Z"}),
+        ("--out", OUT | {"metavar": "FOLDER"}),
+        JSON,
+    )
+    add("verify", "check every file, row and id of a catalog", CATALOG, JSON)
+    add("status", "what a catalog holds and what failed", CATALOG, JSON)
+    add(
+        "report",
+        "write the page and the contact sheet of a catalog",
+        CATALOG,
+        ("--out", {"type": Path, "default": None, "metavar": "FOLDER", "help": "default: CATALOG/../report"}),
+        JSON,
+    )
+    add(
+        "inspect",
+        "print what a model is: family, prediction type, shapes, schedule",
+        ("model", {"metavar": "MODEL", "help": "builtin, a diffusers folder or a Hub id"}),
+        JSON,
+    )
+    _add_training(commands)
+    return parser
+
+
+def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="train the built-in networks and write the built-in data")
+    _arguments(
+        train,
+        ("what", {"choices": ("builtin", "reader", "data"), "help": "denoiser, attribute reader, or the images"}),
+        ("--out", {"type": Path, "default": None, "help": "folder of the result (default: data/builtin)"}),
+        ("--work", {"type": Path, "default": None, "help": "folder of checkpoints (default: OUT/../training)"}),
+        ("--steps", {"type": int, "default": None, "help": "training steps"}),
+        JSON,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the console entry point."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    parsed = build_parser().parse_args(arguments)
+    # Commands are imported late: `rhumb --help` must not wait for torch.
+    commands = importlib.import_module("flows.commands")
+    try:
+        code = getattr(commands, parsed.command)(parsed)
+    except RhumbError as error:
+        stderr.print(f"rhumb {parsed.command}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        stderr.print(
+            f"rhumb {parsed.command}: interrupted; what was committed is kept, run the same command to continue",
+            highlight=False,
+            markup=False,
+        )
+        return 130
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

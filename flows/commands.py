@@ -1,0 +1,263 @@
+"""What each `rhumb` command does. Every function takes the parsed arguments and returns an exit code (None is 0)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catalog import hub
+from catalog.card import CardFields
+from catalog.index import build_indexes
+from catalog.lookup import homogeneity as measure_homogeneity
+from catalog.lookup import similar as find_similar
+from catalog.lookup import transfer_candidates
+from catalog.reader import Catalog
+from catalog.verify import verify as verify_catalog
+from flows.console import answer, stage, stdout, table
+from flows.datasets import load_dataset
+from flows.mining import MiningReport, open_model
+from flows.mining import mine as mine_images
+from flows.recipe import Recipe, load_recipe
+from pipeline.errors import InputError
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON: dataclasses and arrays unfolded, NaN and infinity as null, paths as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def run_mining(recipe: Recipe, out: Path, prefect: bool = False) -> MiningReport:
+    """Mine with a progress bar, directly or as a Prefect flow."""
+    denoiser = open_model(recipe.model)
+    data = load_dataset(recipe, denoiser.info.image_shape)
+    with stage("mining", len(data.images)) as advance:
+        if prefect:
+            from flows.prefect_flows import mine_flow  # starting Prefect takes seconds: only when asked for
+
+            return mine_flow(recipe, out, denoiser, data, advance)
+        return mine_images(recipe, out, denoiser, data, advance=advance)
+
+
+def _print_mining(report: MiningReport) -> None:
+    stdout.print(
+        f"{report.images} images mined, {report.already_done} already there, {len(report.failed)} failed; "
+        f"{report.directions} directions, {report.products['jvp']} JVPs + {report.products['vjp']} VJPs, "
+        f"{report.seconds:.0f} s -> {report.catalog}",
+        highlight=False,
+        markup=False,
+    )
+    for source, reason in report.failed.items():
+        stdout.print(f"failed: {source}: {reason}", highlight=False, markup=False)
+
+
+def mine(arguments: Namespace) -> int:
+    """`rhumb mine RECIPE --out CATALOG`."""
+    report = run_mining(load_recipe(arguments.recipe), arguments.out, arguments.prefect)
+    if report.images or report.already_done:
+        build_indexes(arguments.out)
+    answer(plain(report), arguments.json, lambda: _print_mining(report))
+    return 1 if report.failed else 0
+
+
+def index(arguments: Namespace) -> None:
+    """`rhumb index CATALOG`."""
+    built = build_indexes(arguments.catalog)
+    rows = [(name, count) for name, count in built.items()]
+    answer(plain(built), arguments.json, lambda: table("indexes", ("index", "directions"), rows))
+
+
+def similar(arguments: Namespace) -> None:
+    """`rhumb similar CATALOG ID`."""
+    with Catalog.open(arguments.catalog) as catalog:
+        key = catalog.resolve(arguments.id)
+        found = find_similar(catalog, key, arguments.k, by=arguments.by)
+    rows = [(f"{s.sign * s.score:+.3f}", s.direction_id, s.region, s.space, s.kind, s.rank) for s in found]
+    header = ("cosine", "direction", "region", "space", "kind", "rank")
+    answer(
+        {"direction": key, "by": arguments.by, "similar": plain(found)},
+        arguments.json,
+        lambda: table(f"directions on other images like {key[:12]} (by {arguments.by})", header, rows),
+    )
+
+
+def homogeneity(arguments: Namespace) -> None:
+    """`rhumb homogeneity CATALOG --region R`."""
+    with Catalog.open(arguments.catalog) as catalog:
+        found = []
+        for space, kind in (("x", "local"), ("h", "individual")):
+            if catalog.directions(region=arguments.region, space=space, kind=kind).num_rows > 0:
+                found.append(measure_homogeneity(catalog, arguments.region, space, kind, by=arguments.by))
+        if not found:
+            known = sorted(set(catalog.directions().column("region").to_pylist()))
+            raise InputError("--region", arguments.region, f"one of {', '.join(known)}")
+    rows = [
+        (h.space, h.kind, rank, s.n, s.q10, s.q50, s.q90, s.random[1])
+        for h in found
+        for rank, s in sorted(h.of_rank.items())
+    ]
+    header = ("space", "kind", "rank", "images", "10 %", "50 %", "90 %", "random 50 %")
+    title = f"|cos| between {arguments.region} directions of different images (by {arguments.by})"
+    answer({"homogeneity": plain(found)}, arguments.json, lambda: table(title, header, rows))
+
+
+def transfer(arguments: Namespace) -> None:
+    """`rhumb transfer CATALOG --image PNG --region R`."""
+    from flows.editing import load_picture, region_mask
+
+    with Catalog.open(arguments.catalog) as catalog:
+        image = load_picture(arguments.image, catalog.manifest.provenance.spaces["x"])
+        mask = region_mask(catalog, arguments.mask, arguments.image, arguments.region, image)
+        found = transfer_candidates(catalog, image, mask, arguments.region, arguments.k)
+    rows = [
+        (f"{c.score:.3f}", c.direction_id, c.space, c.kind, c.rank, c.mask_iou, c.image_similarity, c.effect_inside)
+        for c in found
+    ]
+    header = ("score", "direction", "space", "kind", "rank", "mask IoU", "image", "effect inside")
+    answer({"candidates": plain(found)}, arguments.json, lambda: table("transfer candidates", header, rows))
+
+
+def edit(arguments: Namespace) -> None:
+    """`rhumb edit CATALOG --image PNG --direction ID=STRENGTH --out PNG`."""
+    from flows.editing import edit_picture
+
+    done = edit_picture(arguments.catalog, arguments.image, arguments.direction, arguments.out)
+    answer(plain(done), arguments.json, lambda: stdout.print(f"wrote {arguments.out}", highlight=False))
+
+
+def publish(arguments: Namespace) -> None:
+    """`rhumb publish CATALOG REPO --version X.Y.Z`."""
+    done = hub.publish(
+        arguments.catalog, arguments.repo, arguments.version, card=card_fields(arguments.catalog, arguments.licence)
+    )
+    answer(
+        plain(done),
+        arguments.json,
+        lambda: stdout.print(
+            f"published {done.repository} {done.version} ({done.bytes / 1e6:.1f} MB) -> {done.folder}"
+        ),
+    )
+
+
+def card_fields(catalog: Path, licence: str | None) -> CardFields:
+    """What the dataset card says about licences and sources."""
+    with Catalog.open(catalog) as opened:
+        provenance = opened.manifest.provenance
+    builtin_data = provenance.recipe["dataset"]["kind"] == "builtin"
+    builtin_model = provenance.model["reference"] == "builtin"
+    own = "apache-2.0"
+    fields = {
+        "title": str(provenance.recipe["name"]),
+        "summary": "Local editing directions of a diffusion model, mined by Rhumb.",
+        "citations": (
+            "Chen et al., Exploring Low-Dimensional Subspaces in Diffusion Models for Controllable Image Editing, "
+            "NeurIPS 2024 (arXiv:2409.02374)",
+            "Kouzelis et al., Enabling Local Editing in Diffusion Models by Joint and Individual Component Analysis, "
+            "BMVC 2024 (arXiv:2408.16845)",
+        ),
+    }
+    if builtin_model:
+        fields["model_licence"] = own
+    if builtin_data:
+        fields["data_licence"] = own
+    if licence or (builtin_data and builtin_model):
+        fields["licence"] = licence or own
+    return CardFields(**fields)  # type: ignore[arg-type]
+
+
+def pull(arguments: Namespace) -> None:
+    """`rhumb pull REPO --version X.Y.Z --out FOLDER`."""
+    with hub.pull(arguments.repo, arguments.version, arguments.out) as catalog:
+        rows = {name: catalog.manifest.rows(name) for name in ("directions", "images", "regions")}
+    text = ", ".join(f"{count} {name}" for name, count in rows.items())
+    answer(
+        {"folder": str(arguments.out), "rows": rows},
+        arguments.json,
+        lambda: stdout.print(f"pulled {text} -> {arguments.out}", highlight=False),
+    )
+
+
+def verify(arguments: Namespace) -> int:
+    """`rhumb verify CATALOG`."""
+    found = verify_catalog(arguments.catalog)
+
+    def text() -> None:
+        for problem in found.problems:
+            stdout.print(f"{problem.file}: {problem.what}", highlight=False, markup=False)
+        verdict = "sound" if found.ok else f"{len(found.problems)} problems"
+        stdout.print(f"{found.folder}: {verdict}; {found.files} files, {found.bytes / 1e6:.1f} MB", highlight=False)
+
+    answer({**plain(found), "ok": found.ok}, arguments.json, text)
+    return 0 if found.ok else 1
+
+
+def status(arguments: Namespace) -> None:
+    """`rhumb status CATALOG`."""
+    from flows.summary import summarise
+
+    summary = summarise(arguments.catalog)
+
+    def text() -> None:
+        for name in ("name", "model", "version", "images", "directions", "failed", "indexes", "pack"):
+            stdout.print(f"{name}: {summary[name]}", highlight=False, markup=False)
+        header = ("region", "space", "kind", "directions", "median gain", "median leakage / gain", "median ROIR")
+        table("directions", header, [tuple(row.values()) for row in summary["table"]])
+        for source, reason in summary["failures"].items():
+            stdout.print(f"failed: {source}: {reason}", highlight=False, markup=False)
+
+    answer(plain(summary), arguments.json, text)
+
+
+def report(arguments: Namespace) -> None:
+    """`rhumb report CATALOG`."""
+    from flows.report.assemble import write_report
+
+    out = arguments.out or arguments.catalog.resolve().parent / "report"
+    with stage("drawing the report", 1) as advance:
+        page = write_report(arguments.catalog, out, advance)
+    answer({"page": str(page)}, arguments.json, lambda: stdout.print(f"wrote {page}", highlight=False))
+
+
+def inspect(arguments: Namespace) -> None:
+    """`rhumb inspect MODEL`."""
+    info = dataclasses.asdict(open_model(arguments.model).info)
+    rows = [
+        (name.replace("_", " "), " x ".join(map(str, v)) if isinstance(v, tuple) else v) for name, v in info.items()
+    ]
+    answer(plain(info), arguments.json, lambda: table(arguments.model, ("", ""), rows))
+
+
+def demo(arguments: Namespace) -> None:
+    """`rhumb demo`."""
+    from flows.demo import run_demo
+
+    done = run_demo(arguments.out, arguments.recipe, arguments.limit)
+
+    def text() -> None:
+        table("stages", ("stage", "seconds"), list(done["seconds"].items()))
+        stdout.print(f"open {done['page']}", highlight=False)
+
+    answer(plain(done), arguments.json, text)
+
+
+def train(arguments: Namespace) -> None:
+    """`rhumb train builtin|reader|data`."""
+    from flows.training import train as run_training
+
+    done = run_training(arguments.what, arguments.out, arguments.work, arguments.steps)
+    answer(plain(done), arguments.json, lambda: stdout.print(json.dumps(plain(done)), highlight=False))

@@ -1,0 +1,82 @@
+"""What the user sees on the terminal: progress with time left on stderr, answers on stdout, one line per error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Advance = Callable[[int, str], None]
+"""Called as advance(steps, note) after each finished step of a stage."""
+
+LINE_SECONDS = 2.0  # between lines where there is no terminal to draw a bar on
+
+stderr = Console(stderr=True)
+stdout = Console()
+
+
+def silent(steps: int, note: str = "") -> None:
+    """An `Advance` that shows nothing."""
+
+
+@contextmanager
+def stage(title: str, total: int) -> Iterator[Advance]:
+    """A progress bar for one stage: what, how far, how long still. Plain lines when stderr is not a terminal."""
+    if not stderr.is_terminal:
+        done, shown = 0, 0.0
+        started = time.monotonic()
+        stderr.print(f"{title}: 0/{total}", highlight=False)
+
+        def line(steps: int, note: str = "") -> None:
+            nonlocal done, shown
+            done += steps
+            now = time.monotonic()
+            if not steps or (done < total and now - shown < LINE_SECONDS):
+                return
+            shown = now
+            left = (now - started) / done * (total - done)
+            stderr.print(f"{title}: {done}/{total}, {left:.0f} s left {note}", highlight=False, markup=False)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=stderr) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def bar(steps: int, note: str = "") -> None:
+            progress.update(task, advance=steps, note=note)
+
+        yield bar
+
+
+def answer(value: Mapping[str, Any], as_json: bool, text: Callable[[], None]) -> None:
+    """Print `value` as one JSON document, or let `text` print it for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        text()
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a small table on stdout."""
+    grid = Table(title=title, title_justify="left", header_style="bold")
+    for name in header:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    stdout.print(grid)

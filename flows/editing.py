@@ -1,0 +1,131 @@
+"""Edits and transfers for the command line: pictures in, pictures out, directions from a catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from catalog.reader import Catalog
+from flows.datasets import fit_image, fit_mask
+from flows.files import write_whole
+from flows.mining import as_tensor, mining_settings, open_model
+from flows.pictures import as_picture, png
+from flows.recipe import Recipe, parse_recipe
+from pipeline.editing import Edit, apply_edits
+from pipeline.errors import InputError, ModelError
+from pipeline.inversion import invert, round_trip_psnr
+from pipeline.metrics import rms_inside
+from pipeline.mining import MiningSettings
+from pipeline.models.contract import Denoiser
+
+
+@dataclass(frozen=True)
+class EditDone:
+    """Evidence of one edit: round-trip PSNR of the image in dB, root-mean-square change over the whole picture."""
+
+    out: str
+    directions: dict[str, float]
+    round_trip_psnr: float
+    change_rms: float
+
+
+def load_picture(path: Path, shape: Sequence[int]) -> np.ndarray:
+    """An image file fitted to the model: uint8 (H, W, C). Raises InputError for a missing or broken file."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return fit_image(picture, (shape[0], shape[1], shape[2]))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InputError("--image", f"{path} ({error})", "a readable image file") from error
+
+
+def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, pixels: np.ndarray) -> np.ndarray:
+    """The region on a new image: from a mask file, or from IMAGE_REGION.png beside it, else the catalog's mean mask.
+
+    Without a mask the region is taken where most catalogued masks of that name are, which suits aligned data only.
+    """
+    beside = image.with_name(f"{image.stem}_{region}.png")
+    file = mask or (beside if beside.is_file() else None)
+    if file is not None:
+        if not file.is_file():
+            raise InputError("--mask", str(file), "a PNG mask, white inside the region")
+        shape = (pixels.shape[2], pixels.shape[0], pixels.shape[1])
+        with Image.open(image) as picture, Image.open(file) as drawn:
+            return fit_mask(drawn, picture.size, shape, file.name)
+    rows = catalog.regions(region=region)
+    if rows.num_rows == 0:
+        known = sorted(set(catalog.regions().column("region").to_pylist()))
+        raise InputError("--region", region, f"one of {', '.join(known)}")
+    masks = [catalog.mask(image_id, region) for image_id in rows.column("image_id").to_pylist()]
+    return np.asarray(np.mean(masks, axis=0) >= 0.5)
+
+
+def recipe_of(catalog: Catalog) -> Recipe:
+    """The recipe a catalog was mined with."""
+    return parse_recipe(catalog.manifest.provenance.recipe)
+
+
+def model_of(catalog: Catalog) -> tuple[Denoiser, MiningSettings]:
+    """The catalog's model and settings.
+
+    Raises:
+        ModelError: the model at the recorded place is not the one the directions belong to.
+    """
+    recipe = recipe_of(catalog)
+    denoiser = open_model(recipe.model)
+    expected = catalog.manifest.provenance.model["fingerprint"]
+    if denoiser.info.fingerprint != expected:
+        raise ModelError(
+            "model", f"{recipe.model} with fingerprint {denoiser.info.fingerprint}", f"fingerprint {expected}",
+            "Use the model the catalog was mined with.",
+        )  # fmt: skip
+    return denoiser, mining_settings(recipe, denoiser)
+
+
+def parse_directions(values: Sequence[str], catalog: Catalog) -> dict[str, float]:
+    """ID=STRENGTH pairs; ids may be unique prefixes. Raises InputError for another form, NotFoundError for an id."""
+    parsed: dict[str, float] = {}
+    for value in values:
+        name, separator, strength = value.rpartition("=")
+        try:
+            number = float(strength)
+        except ValueError:
+            number = float("nan")
+        if not separator or not np.isfinite(number):
+            raise InputError("--direction", value, "ID=STRENGTH with a finite number, such as 3fa85f64=4.5")
+        key = catalog.resolve(name)
+        parsed[key] = parsed.get(key, 0.0) + number
+    return parsed
+
+
+@torch.no_grad()
+def edit_picture(folder: Path, image: Path, directions: Sequence[str], out: Path) -> EditDone:
+    """Invert a picture, apply catalogued directions with their strengths, and write the result as PNG."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError("--out", out, "a PNG file in a folder that exists")
+    with Catalog.open(folder) as catalog:
+        wanted = parse_directions(directions, catalog)
+        denoiser, settings = model_of(catalog)
+        pixels = load_picture(image, denoiser.info.image_shape)
+        edits = [
+            Edit("x" if catalog.space_of(key) == "x" else "h", torch.from_numpy(catalog.vector(key)), strength)
+            for key, strength in wanted.items()
+        ]
+        steps = recipe_of(catalog).method.inversion_steps
+    x0 = as_tensor(pixels)[None].to(denoiser.device, denoiser.dtype)
+    x_t = invert(denoiser, x0, settings.timestep, steps)
+    plain = apply_edits(denoiser, x_t[0], settings.timestep, [], settings.decode)
+    edited = apply_edits(denoiser, x_t[0], settings.timestep, edits, settings.decode)
+    write_whole(out, png(as_picture(edited)))
+    everywhere = torch.ones(x0.shape[-2:], dtype=torch.bool)
+    return EditDone(
+        str(out),
+        wanted,
+        float(round_trip_psnr(x0, plain[None])[0]),
+        float(rms_inside((edited - plain)[None], everywhere)[0]),
+    )

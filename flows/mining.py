@@ -1,0 +1,358 @@
+"""The main job: a recipe in, a catalog out. Chunks of images are mined one after the other and committed as one each.
+
+A killed run continues where it stopped: chunks are cut from the data set's own order and named by what they hold, so
+the rerun skips what the manifest lists and ends with the same catalog. Failed images are recorded with their reason
+and tried again by the next run.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from catalog.manifest import Provenance
+from catalog.records import Chunk, DirectionRecord, ImageRecord, RegionRecord, content_id
+from catalog.writer import CatalogWriter
+from flows.console import Advance, silent
+from flows.datasets import LoadedDataset, SourceImage, mask_digests
+from flows.paths import builtin_folder
+from flows.pictures import as_picture
+from flows.recipe import Recipe
+from pipeline.editing import DecodeSettings, decode
+from pipeline.errors import InputError, RhumbError
+from pipeline.inversion import invert, round_trip_psnr
+from pipeline.mining import (
+    Direction,
+    JiveSettings,
+    LocoSettings,
+    MinedImage,
+    MiningSettings,
+    linear_strength,
+    mine_image,
+)
+from pipeline.models.contract import Denoiser
+from pipeline.models.loading import load_denoiser
+
+CHUNK = 4  # images inverted together and committed together
+METHOD_VERSION = 1  # raised when the same recipe gives other numbers; part of every id
+EFFECT_SIZE = 16
+PACKAGES = ("torch", "diffusers", "numpy", "pyarrow", "faiss-cpu", "prefect", "datasets", "huggingface-hub")
+
+
+@dataclass
+class MiningReport:
+    """What one run did: images and directions added, what failed, seconds and products spent."""
+
+    catalog: Path
+    images: int = 0
+    directions: int = 0
+    already_done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    refused: int = 0
+    seconds: float = 0.0
+    products: dict[str, int] = field(default_factory=lambda: {"jvp": 0, "vjp": 0})
+
+
+Work = Callable[[Sequence[SourceImage]], None]
+Runner = Callable[[Work, Sequence[SourceImage]], None]
+"""How one chunk is executed: directly, or as a Prefect task."""
+
+
+def run_directly(work: Work, chunk: Sequence[SourceImage]) -> None:
+    """The runner without an orchestrator."""
+    work(chunk)
+
+
+def open_model(reference: str) -> Denoiser:
+    """The denoiser a recipe names: "builtin", a diffusers folder, or a Hub id."""
+    return load_denoiser(builtin_folder() / "denoiser" if reference == "builtin" else reference)
+
+
+def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
+    """The recipe's method in the pipeline's terms; fractions of T become timestep indices."""
+    method, steps = recipe.method, denoiser.info.train_timesteps
+    window = tuple(round(edge * steps) for edge in method.edit.h_window)
+    return MiningSettings(
+        timestep=round(method.timestep * steps),
+        loco=LocoSettings(**method.loco.model_dump()),
+        jive=JiveSettings(**method.jive.model_dump()) if denoiser.info.bottleneck_shape else None,
+        decode=DecodeSettings(
+            steps=method.edit.steps, h_window=(window[0], window[1]), convention=method.edit.convention
+        ),
+        strength=method.edit.strength,
+        tolerance=method.tolerance,
+        seed=recipe.seed,
+    )
+
+
+def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> Provenance:
+    """Everything a reader of the catalog needs to trace or repeat it."""
+    info = denoiser.info
+    spaces: dict[Any, tuple[int, ...]] = {"x": info.image_shape}
+    if info.bottleneck_shape is not None:
+        spaces["h"] = info.bottleneck_shape
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return Provenance(
+        recipe_fingerprint=recipe.fingerprint(),
+        recipe=recipe.model_dump(mode="json"),
+        model={"reference": recipe.model, **asdict(info)},
+        data={
+            "fingerprint": data.fingerprint(),
+            "name": data.name,
+            "split": data.split,
+            "images": len(data.images),
+        },
+        seeds={"recipe": recipe.seed},
+        code_version=f"{metadata.version('rhumb')} (method {METHOD_VERSION})",
+        packages={**versions, "python": platform.python_version()},
+        spaces=spaces,
+        effect_shape=(info.image_shape[0], EFFECT_SIZE, EFFECT_SIZE),
+    )
+
+
+def chunks_of(images: Sequence[SourceImage]) -> list[list[SourceImage]]:
+    """The data set cut into chunks of `CHUNK`, in its own order."""
+    return [list(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+
+
+def as_tensor(image: np.ndarray) -> torch.Tensor:
+    """uint8 (H, W, C) to float32 (C, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32) / 127.5 - 1.0
+
+
+class Miner:
+    """One model bound to one recipe: turns source images into chunks of records."""
+
+    def __init__(self, recipe: Recipe, denoiser: Denoiser) -> None:
+        self.recipe, self.denoiser = recipe, denoiser
+        self.settings = mining_settings(recipe, denoiser)
+
+    def mine(self, images: Sequence[SourceImage], report: MiningReport, advance: Advance = silent) -> Chunk:
+        """Invert a chunk in one batch and mine each image; failures become records with their reason."""
+        x_t, psnr = self._invert(images)
+        image_records: list[ImageRecord] = []
+        regions: list[RegionRecord] = []
+        directions: list[DirectionRecord] = []
+        for i, image in enumerate(images):
+            try:
+                mined = self._mine_one(image, x_t[i])
+            except (RhumbError, RuntimeError, ArithmeticError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                report.failed[image.source] = reason
+                image_records.append(self._image_record(image, x_t[i], float("nan"), reason))
+                advance(1, f"{image.source} failed")
+                continue
+            report.images += 1
+            report.refused += len(mined.refused)
+            report.products["jvp"] += mined.products.jvp
+            report.products["vjp"] += mined.products.vjp
+            image_records.append(self._image_record(image, x_t[i], float(psnr[i]), None))
+            own = self._region_records(image)
+            regions += own.values()
+            directions += self._direction_records(image, mined, x_t[i], own)
+            advance(1, f"{len(directions)} directions")
+        report.directions += len(directions)
+        mined_images = [record.image_id for record in image_records if record.failure is None]
+        # Named by what it holds, so that a retry that succeeds is a new chunk and one that fails again is the old one.
+        name = content_id("chunk", mined_images, [r.image_id for r in image_records if r.failure is not None])
+        return Chunk(name, tuple(image_records), tuple(regions), tuple(directions))
+
+    def _invert(self, images: Sequence[SourceImage]) -> tuple[torch.Tensor, torch.Tensor]:
+        x0 = torch.stack([as_tensor(image.image) for image in images]).to(self.denoiser.device, self.denoiser.dtype)
+        steps = self.recipe.method.inversion_steps
+        x_t = invert(self.denoiser, x0, self.settings.timestep, steps)
+        back = decode(self.denoiser, x_t, self.settings.timestep, DecodeSettings(steps=steps))
+        return x_t, round_trip_psnr(x0, back)
+
+    def _mine_one(self, image: SourceImage, x_t: torch.Tensor) -> MinedImage:
+        if not bool(torch.isfinite(x_t).all()):
+            raise ArithmeticError("DDIM inversion gave values that are not finite")
+        masks = {name: torch.from_numpy(mask) for name, mask in image.masks.items()}
+        return mine_image(self.denoiser, x_t, masks, self.settings)
+
+    def _image_record(self, image: SourceImage, x_t: torch.Tensor, psnr: float, failure: str | None) -> ImageRecord:
+        return ImageRecord(
+            image_id=image.image_id,
+            dataset=image.dataset,
+            split=image.split,
+            source=image.source,
+            image=image.image,
+            timestep=self.settings.timestep,
+            latent=np.zeros((0,), np.float32) if failure else x_t.cpu().to(torch.float32).numpy(),
+            round_trip_psnr=psnr,
+            factors=dict(image.factors),
+            failure=failure,
+        )
+
+    def _region_records(self, image: SourceImage) -> dict[str, RegionRecord]:
+        digests = mask_digests(image.masks)
+        return {
+            name: RegionRecord(
+                content_id("region", image.image_id, name, digests[name]), image.image_id, name, image.masks[name]
+            )
+            for name in image.masks
+        }
+
+    def _id(self, image: SourceImage, regions: Mapping[str, RegionRecord], *key: object) -> str:
+        """A direction's id: from what determines it, never from vector bytes or the code's commit."""
+        return content_id(
+            "direction",
+            METHOD_VERSION,
+            image.image_id,
+            self.denoiser.info.fingerprint,
+            self.recipe.numerical(),
+            sorted(region.region_id for region in regions.values()),
+            self.settings.timestep,
+            list(key),
+        )
+
+    def _direction_records(
+        self, image: SourceImage, mined: MinedImage, x_t: torch.Tensor, regions: Mapping[str, RegionRecord]
+    ) -> list[DirectionRecord]:
+        previews = self._previews(mined.directions, x_t, image)
+        records = []
+        for direction, preview in zip(mined.directions, previews, strict=True):
+            d = direction
+            parents = tuple(self._id(image, regions, d.region, d.space, "singular", rank) for rank in d.parents)
+            records.append(
+                DirectionRecord(
+                    direction_id=self._id(image, regions, d.region, d.space, d.kind, d.rank),
+                    image_id=image.image_id,
+                    dataset=image.dataset,
+                    model=self.denoiser.info.fingerprint,
+                    region=d.region,
+                    space=d.space,
+                    kind=d.kind,
+                    rank=d.rank,
+                    timestep=self.settings.timestep,
+                    vector=d.vector.cpu().to(torch.float32).numpy(),
+                    effect=small_effect(d.effect),
+                    preview=preview,
+                    spectrum=d.spectrum.cpu().to(torch.float32).numpy(),
+                    strength=d.strength,
+                    gain=d.gain,
+                    leakage=d.leakage,
+                    sigma=d.sigma,
+                    residual=d.residual,
+                    converged=d.converged,
+                    parents=parents,
+                    kept_share=d.kept_share,
+                    roir_before=d.roir_before,
+                    roir=d.roir,
+                )
+            )
+        return records
+
+    def _previews(self, directions: Sequence[Direction], x_t: torch.Tensor, image: SourceImage) -> list[np.ndarray]:
+        """One-step previews: the posterior mean at -strength, 0 and +strength, side by side. Two passes each."""
+        t = self.settings.timestep
+        centre = as_picture(self.denoiser.posterior_mean(x_t[None], t)[0])
+        previews = []
+        for d in directions:
+            strength = linear_strength(d, torch.from_numpy(image.masks[d.region]))
+            shift = strength * torch.stack([-d.vector, d.vector])
+            if d.space == "x":
+                sides = self.denoiser.posterior_mean(x_t[None] + shift, t)
+            else:
+                sides = self.denoiser.posterior_mean(x_t[None].expand(2, *x_t.shape), t, shift)
+            previews.append(np.concatenate([as_picture(sides[0]), centre, as_picture(sides[1])], axis=1))
+        return previews
+
+
+def small_effect(effect: torch.Tensor) -> np.ndarray:
+    """An effect (C, H, W) averaged down to (C, 16, 16) and scaled to unit norm: what lookup by effect compares."""
+    small = torch.nn.functional.adaptive_avg_pool2d(effect[None].to(torch.float32), EFFECT_SIZE)[0]
+    return (small / small.norm().clamp(min=1e-12)).cpu().numpy()
+
+
+@torch.no_grad()
+def mine(
+    recipe: Recipe,
+    out: Path,
+    denoiser: Denoiser,
+    data: LoadedDataset,
+    runner: Runner = run_directly,
+    advance: Advance = silent,
+) -> MiningReport:
+    """Mine the images of `data` into the catalog folder `out`; continue there if it was begun.
+
+    Raises:
+        InputError, ModelError: the recipe, data or model do not fit; nothing is written.
+        ConflictError: `out` holds something else, or another process is writing to it.
+    """
+    started = time.monotonic()
+    miner = Miner(recipe, denoiser)
+    check_ranks(recipe, denoiser, data)
+    report = MiningReport(out)
+    with CatalogWriter.create(out, provenance(recipe, denoiser, data)) as writer:
+        record_unreadable(writer, data, report)
+
+        def work(images: Sequence[SourceImage]) -> None:
+            writer.commit(miner.mine(images, report, advance))
+
+        done = writer.done_images
+        for chunk in chunks_of(data.images):
+            pending = [image for image in chunk if image.image_id not in done]
+            report.already_done += len(chunk) - len(pending)
+            if len(pending) < len(chunk):
+                advance(len(chunk) - len(pending), "already done")
+            if pending:
+                runner(work, pending)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def record_unreadable(writer: CatalogWriter, data: LoadedDataset, report: MiningReport) -> None:
+    """Record the files that could not become images, so that `rhumb status` shows them."""
+    if not data.failures:
+        return
+    report.failed.update({failure.source: failure.reason for failure in data.failures})
+    records = tuple(
+        ImageRecord(
+            image_id=content_id("unreadable", data.name, failure.source),
+            dataset=data.name,
+            split=data.split,
+            source=failure.source,
+            image=np.zeros((0, 0, 3), np.uint8),
+            timestep=0,
+            latent=np.zeros((0,), np.float32),
+            round_trip_psnr=float("nan"),
+            failure=failure.reason,
+        )
+        for failure in data.failures
+    )
+    writer.commit(Chunk(content_id("unreadable", [[f.source, f.reason] for f in data.failures]), records, (), ()))
+
+
+def check_ranks(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None:
+    """Raise InputError where a rank of the recipe is larger than its space allows, before anything is computed."""
+    channels = denoiser.info.image_shape[0]
+    width = int(np.prod(denoiser.info.image_shape))
+    method = recipe.method
+    for image in data.images:
+        for region, mask in image.masks.items():
+            inside, outside = int(mask.sum()) * channels, int((~mask).sum()) * channels
+            for field_name, rank, limit in (
+                ("method.loco.rank", method.loco.rank, min(inside, width)),
+                ("method.loco.null_rank", method.loco.null_rank, min(outside, width)),
+                ("method.jive.rank", method.jive.rank if denoiser.info.bottleneck_shape else 0, inside),
+            ):
+                if rank > limit:
+                    raise InputError(
+                        f"recipe: {field_name}", rank, f"at most {limit}, the size of {region} on {image.source}"
+                    )
+    blocks = len(recipe.regions) + 1
+    for field_name, rank, limit in (
+        ("method.jive.joint_rank", method.jive.joint_rank, blocks * method.jive.rank),
+        ("method.jive.individual_rank", method.jive.individual_rank, method.jive.rank),
+    ):
+        if rank > limit:
+            raise InputError(f"recipe: {field_name}", rank, f"at most {limit}, what method.jive.rank leaves room for")

@@ -1,0 +1,220 @@
+"""The recipe: one YAML file, typed, that says what is mined from which images with which model.
+
+A misspelt key is an error that names the nearest right one; every other message names the field, what was found and
+what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from pipeline.errors import InputError
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BuiltinDataset(_Part):
+    """Images that travel with the package: `name` faces64 or paintings64, `split` mine or holdout."""
+
+    kind: Literal["builtin"]
+    name: Literal["faces64", "paintings64"] = "faces64"
+    split: Literal["mine", "holdout"] = "mine"
+    limit: int | None = Field(default=None, ge=1)
+
+
+class FolderDataset(_Part):
+    """The user's own images in `path`, and their masks in `masks` as NAME/REGION.png or NAME_REGION.png.
+
+    Relative paths are relative to the recipe's folder. `name` (default: the folder's name) is what the catalog calls
+    the data set.
+    """
+
+    kind: Literal["folder"]
+    path: str = Field(min_length=1)
+    masks: str | None = None
+    name: str | None = Field(default=None, min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Loco(_Part):
+    """x-space: `rank` directions per region, projected off the `null_rank` strongest ones of the complement."""
+
+    rank: int = Field(default=5, ge=1)
+    null_rank: int = Field(default=30, ge=0)
+
+
+class Jive(_Part):
+    """h-space: SVDs of `rank` per block, then the ranks of the joint and of each individual part."""
+
+    rank: int = Field(default=20, ge=1)
+    joint_rank: int = Field(default=30, ge=0)
+    individual_rank: int = Field(default=3, ge=1)
+    scale: bool = True
+
+
+class Edit(_Part):
+    """How strong previews are ("visible", or a number), and how edits are decoded.
+
+    `h_window` [start, end] in fractions of T, start > end: h is shifted from `start` down to `end`. `steps` DDIM steps
+    over [0, t]; `convention` "both" DDIM terms see the shifted h, or "x0" only (Asyrp).
+    """
+
+    strength: Literal["visible"] | Annotated[float, Field(gt=0.0)] = "visible"
+    h_window: tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]] = (0.35, 0.0)
+    steps: int = Field(default=25, ge=1, le=1000)
+    convention: Literal["both", "x0"] = "both"
+
+    @field_validator("h_window")
+    @classmethod
+    def _runs_downwards(cls, window: tuple[float, float]) -> tuple[float, float]:
+        if window[0] <= window[1]:
+            raise ValueError("[start, end] with start > end, since denoising runs from high t to low")
+        return window
+
+
+class Method(_Part):
+    """Numerical settings: `timestep` as a fraction of T in (0, 1), `tolerance` the residual at which an SVD stops."""
+
+    timestep: Fraction = 0.35
+    inversion_steps: int = Field(default=100, ge=2, le=1000)
+    tolerance: float = Field(default=1e-2, gt=0.0, lt=1.0)
+    loco: Loco = Loco()
+    jive: Jive = Jive()
+    edit: Edit = Edit()
+
+    @model_validator(mode="after")
+    def _window_below_timestep(self) -> Method:
+        if self.edit.h_window[0] > self.timestep + 1e-9:
+            raise ValueError(f"edit.h_window to start at or below timestep {self.timestep}, where the edit begins")
+        return self
+
+
+class Recipe(_Part):
+    """One mining job. `load_recipe` reads it from YAML."""
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: str = Field(default="builtin", min_length=1)
+    dataset: Annotated[BuiltinDataset | FolderDataset, Field(discriminator="kind")]
+    regions: tuple[str, ...] = Field(min_length=1)
+    method: Method = Method()
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    _folder: Path = PrivateAttr(default=Path())
+
+    @field_validator("regions")
+    @classmethod
+    def _named_once(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(regions)) != len(regions):
+            raise ValueError("every region once")
+        return regions
+
+    def limited_to(self, limit: int) -> Recipe:
+        """The same recipe on the first `limit` images of its data set."""
+        shorter = self.model_copy(update={"dataset": self.dataset.model_copy(update={"limit": limit})})
+        shorter._folder = self._folder
+        return shorter
+
+    def resolve(self, path: str) -> Path:
+        """A path of the recipe on this machine: relative paths start at the recipe's own folder."""
+        return self._folder / Path(path).expanduser()
+
+    def numerical(self) -> dict[str, Any]:
+        """The settings that a direction's numbers depend on, besides model, image and mask: JSON-serialisable."""
+        return {"method": self.method.model_dump(mode="json"), "seed": self.seed}
+
+    def fingerprint(self) -> str:
+        """32 hex digits over everything that decides a catalog's content: all but the recipe's name.
+
+        Two recipes with one fingerprint may continue each other's catalog.
+        """
+        parts = self.model_dump(mode="json", exclude={"name"})
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        InputError: no such file, not YAML, a misspelt or missing key, a value that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("recipe", f"{path}, which is not a file", "a YAML recipe", "Check the path.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path.name}", f"unreadable YAML ({_line(error)})", "one YAML mapping") from error
+    recipe = parse_recipe(content)
+    recipe._folder = path.resolve().parent
+    return recipe
+
+
+def parse_recipe(content: object) -> Recipe:
+    """Check an already parsed recipe; paths in it are relative to the working directory.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    if not isinstance(content, dict):
+        raise InputError("recipe", f"{type(content).__name__}", "a mapping with name, dataset and regions")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _first_error(error) from error
+
+
+def _line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}" if mark is not None else "not UTF-8 text"
+
+
+def _first_error(error: ValidationError) -> InputError:
+    """The most telling of pydantic's errors: a misspelt key before the missing one it leaves behind."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    # pydantic also names the branch of a union that it tried; people wrote no such key.
+    branches = ("builtin", "folder", "literal['visible']", "constrained-float", "float")
+    location = tuple(str(part) for part in problem["loc"] if part not in branches)
+    field = "recipe: " + (".".join(location) or "method")
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_beside(tuple(problem["loc"]))
+        near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
+        action = f"Did you mean {near[0]!r}?" if near else ""
+        return InputError(field, f"the unknown key {location[-1]!r}", f"one of {', '.join(allowed)}", action)
+    if problem["type"] == "missing":
+        return InputError(field, "nothing", "a value; this key is required")
+    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    found = problem["input"]
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        field, expected = field + ".kind", "'builtin' or 'folder'"
+        found = found.get("kind", "nothing") if isinstance(found, dict) else found
+    return InputError(field, _short(found), expected)
+
+
+def _short(found: object) -> str:
+    text = repr(found) if isinstance(found, str | int | float | list | tuple | None) else type(found).__name__
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that may stand where an unknown one was found."""
+    model: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        if part in ("builtin", "folder"):
+            model = BuiltinDataset if part == "builtin" else FolderDataset
+            continue
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,54 @@
+"""What a catalog holds, in numbers: `rhumb status`, and the tables of the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catalog.reader import Catalog
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.median(known)) if known else None
+
+
+def direction_table(catalog: Catalog) -> list[dict[str, Any]]:
+    """One row per (region, space, kind): count and medians of the evidence."""
+    rows = catalog.directions().to_pylist()
+    table = []
+    for region, space, kind in sorted({(row["region"], row["space"], row["kind"]) for row in rows}):
+        own = [row for row in rows if (row["region"], row["space"], row["kind"]) == (region, space, kind)]
+        table.append(
+            {
+                "region": region,
+                "space": space,
+                "kind": kind,
+                "directions": len(own),
+                "gain": _median([row["gain"] for row in own]),
+                "leakage": _median([row["leakage"] / row["gain"] if row["gain"] else None for row in own]),
+                "roir": _median([row["roir"] for row in own]),
+            }
+        )
+    return table
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """Counts, provenance, failures and the direction table of a catalog, JSON-serialisable."""
+    with Catalog.open(folder) as catalog:
+        manifest = catalog.manifest
+        failures = {entry.source: entry.reason for entry in manifest.failed_images.values()}
+        return {
+            "name": manifest.provenance.recipe["name"],
+            "model": f"{manifest.provenance.model['reference']} ({manifest.provenance.model['fingerprint'][:12]})",
+            "version": manifest.version,
+            "images": manifest.rows("images"),
+            "directions": manifest.rows("directions"),
+            "failed": len(failures),
+            "indexes": ", ".join(sorted(manifest.indexes)) or "none (run `rhumb index`)",
+            "pack": f"{manifest.pack.repository} {manifest.pack.version}" if manifest.pack else "not published",
+            "table": direction_table(catalog),
+            "failures": failures,
+        }

@@ -1,0 +1,201 @@
+"""Packs: published once, pulled with every checksum, hostile ones refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from catalog import hub as hubs
+from catalog import manifest as manifests
+from catalog.hub import find_snapshot, list_versions, parse_repository, publish, pull
+from catalog.index import build_indexes
+from catalog.lookup import similar
+from catalog.reader import Catalog
+from catalog.verify import verify
+from catalog.writer import CatalogWriter
+from pipeline.errors import CatalogError, ConflictError, InputError, NotFoundError
+from tests.catalog.samples import chunk_of, provenance, small_catalog
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    listed = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in listed}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    small_catalog(tmp_path / "c", 1)
+    build_indexes(tmp_path / "c")
+    return tmp_path / "c"
+
+
+def test_a_pulled_pack_is_a_catalog_like_any_other(source: Path, tmp_path: Path) -> None:
+    before = files(source)
+    made = publish(source, (tmp_path / "hub" / "org" / "pack").as_uri(), "1.0.0")
+    assert files(source) == before
+    assert list_versions(f"{tmp_path}/hub/org/pack") == ["1.0.0"]
+    with pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub") as catalog:
+        assert catalog.manifest.pack is not None
+        assert (catalog.manifest.pack.repository, catalog.manifest.pack.version) == ("org/pack", "1.0.0")
+        key = chunk_of("chunk-0").directions[0].direction_id
+        assert similar(catalog, key, 3)
+        assert not (catalog.folder / "README.md").samefile(made.folder / "README.md")
+    assert verify(tmp_path / "out").problems == verify(made.folder).problems == ()
+    with CatalogWriter.create(tmp_path / "out", provenance()) as writer:
+        writer.commit(chunk_of("later"))
+    assert verify(made.folder).ok
+
+
+def test_a_version_is_never_overwritten(source: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    publish(source, "org/pack", "1.0.0", hub)
+    before = files(hub)
+    with CatalogWriter.open(source) as writer:
+        writer.commit(chunk_of("more"))
+    with pytest.raises(ConflictError, match="never change"):
+        publish(source, "org/pack", "1.0.0", hub)
+    assert files(hub) == before
+    build_indexes(source)
+    made = publish(source, "org/pack", "1.10.0", hub)
+    assert made.new_bytes < made.bytes
+    publish(source, "org/pack", "1.9.0", hub)
+    assert list_versions("org/pack", hub) == ["1.0.0", "1.9.0", "1.10.0"]
+    with pull("org/pack", "1.0.0", tmp_path / "old", hub) as catalog:
+        assert catalog.images().num_rows == 2
+    shards = [find_snapshot("org/pack", v, hub) / "images" / "chunk-0.parquet" for v in ("1.0.0", "1.10.0")]
+    assert shards[0].samefile(shards[1])
+
+
+def test_two_publishers_of_one_version_race_and_one_is_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+    real = hubs._tag
+
+    def beaten(root: Path, version: str, revision: str) -> None:
+        (root / "refs" / "tags").mkdir(parents=True)
+        (root / "refs" / "tags" / f"v{version}").write_text("0" * 40)  # as another machine on a shared disk would
+        real(root, version, revision)
+
+    monkeypatch.setattr(hubs, "_tag", beaten)
+    with pytest.raises(ConflictError, match=r"1\.0\.0"):
+        publish(source, "org/pack", "1.0.0", hub)
+    assert (hub / "datasets/org/pack/refs/tags/v1.0.0").read_text() == "0" * 40
+
+
+@pytest.mark.parametrize("version", ["1", "1.0", "v1.0.0", "1.0.0-rc1", "01.0.0", "../1.0.0", "", "1.0.0\n"])
+def test_only_semantic_versions_are_published(source: Path, tmp_path: Path, version: str) -> None:
+    with pytest.raises(InputError, match="semantic"):
+        publish(source, "org/pack", version, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize("name", ["pack", "org/pack", "../pack", "https://hub/org/pack", "file://host/o/p", "/h/../x"])
+def test_a_repository_outside_a_local_hub_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="repository"):
+        parse_repository(name)
+    with pytest.raises(InputError, match="repository"):
+        parse_repository("../../etc", "hub")
+
+
+def test_a_damaged_catalog_is_not_published(source: Path, tmp_path: Path) -> None:
+    path = source / "images" / "chunk-0.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CatalogError, match=r"images/chunk-0\.parquet"):
+        publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_full_disk_publishes_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(CatalogError, match="no space left"):
+            publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    assert list_versions("org/pack", tmp_path / "hub") == []
+    publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(CatalogError, match="no space left"):
+            pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub")
+    pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub").close()
+    assert verify(tmp_path / "out").ok
+
+
+def test_a_pull_goes_only_into_an_empty_folder_or_its_own(source: Path, tmp_path: Path) -> None:
+    hub, out = tmp_path / "hub", tmp_path / "out"
+    publish(source, "org/pack", "1.0.0", hub)
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(ConflictError, match="nothing was written"):
+        pull("org/pack", "1.0.0", out, hub)
+    assert files(out) == {"mine.txt": b"keep"}
+    (out / "mine.txt").unlink()
+    pull("org/pack", "1.0.0", out, hub).close()
+    before = files(out)
+    (out / "README.md").unlink()  # a damaged copy is completed again
+    pull("org/pack", "1.0.0", out, hub).close()
+    assert files(out) == before
+    publish(source, "org/pack", "2.0.0", hub)
+    with pytest.raises(ConflictError):
+        pull("org/pack", "2.0.0", out, hub)
+    with pytest.raises(NotFoundError, match=r"1\.0\.0, 2\.0\.0"):
+        pull("org/pack", "3.0.0", out, hub)
+
+
+def test_a_damaged_pack_is_refused_and_leaves_no_catalog(source: Path, tmp_path: Path) -> None:
+    made = publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    path = made.folder / "regions" / "chunk-0.parquet"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with pytest.raises(CatalogError, match=r"regions/chunk-0\.parquet"):
+        pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub")
+    with pytest.raises(NotFoundError):
+        Catalog.open(tmp_path / "out")
+    with CatalogWriter.open(source) as writer:
+        writer.commit(chunk_of("more"))
+    build_indexes(source)
+    publish(source, "org/pack", "1.1.0", tmp_path / "hub")  # the damaged blob is not used again
+    pull("org/pack", "1.1.0", tmp_path / "fresh", tmp_path / "hub").close()
+    assert verify(tmp_path / "fresh").ok
+
+
+def test_a_hostile_pack_writes_nothing_outside(source: Path, tmp_path: Path) -> None:
+    made = publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    secret = tmp_path / "secret"
+    secret.write_text("private")
+    path = made.folder / "README.md"
+    path.unlink()
+    path.symlink_to(secret)
+    with pytest.raises(CatalogError, match="symbolic link"):
+        pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub")
+    tag = made.folder.parents[1] / "refs" / "tags" / "v1.0.0"
+    tag.unlink()
+    tag.write_text("../../../../secret")
+    with pytest.raises(CatalogError, match="snapshot"):
+        pull("org/pack", "1.0.0", tmp_path / "out2", tmp_path / "hub")
+    assert not (tmp_path / "out2").exists()
+
+
+def test_a_changed_manifest_is_not_the_published_revision(source: Path, tmp_path: Path) -> None:
+    made = publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    path = made.folder / "manifest.json"
+    path.chmod(0o644)
+    path.write_bytes(manifests.dump(manifests.load(made.folder).model_copy(update={"version": 99})))
+    with pytest.raises(CatalogError, match="revision"):
+        pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_catalog_is_not_published(tmp_path: Path) -> None:
+    CatalogWriter.create(tmp_path / "c", provenance()).close()
+    with pytest.raises(CatalogError, match="no directions"):
+        publish(tmp_path / "c", "org/pack", "1.0.0", tmp_path / "hub")

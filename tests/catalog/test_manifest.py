@@ -1,0 +1,144 @@
+"""The manifest's parser: canonical, strict, and never surprised."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catalog import manifest as manifests
+from catalog.fs import check_relative
+from catalog.records import content_id
+from catalog.tables import check_id
+from pipeline.errors import CatalogError
+from tests.catalog.samples import provenance
+
+EMPTY = manifests.fresh(provenance())
+DATA = manifests.dump(EMPTY)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def forged(**changes: Any) -> bytes:
+    """A manifest with changed keys and a right checksum."""
+    import hashlib
+
+    value = json.loads(DATA)
+    value.pop("checksum")
+    value.update(changes)
+    bare = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    value["checksum"] = hashlib.sha256(bare.encode()).hexdigest()
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def test_the_forger_of_these_tests_makes_manifests_that_parse() -> None:
+    assert manifests.parse(forged(version=7)).version == 7
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_any_json_recipe_survives(recipe: dict[str, Any]) -> None:
+    try:
+        told = provenance().model_copy(update={"recipe": recipe})
+        data = manifests.dump(EMPTY.model_copy(update={"provenance": told}))
+    except UnicodeEncodeError:  # a lone surrogate is no text that a file can hold
+        return
+    assert manifests.parse(data).provenance.recipe == recipe
+    assert manifests.dump(manifests.parse(data)) == data
+
+
+@given(st.integers(0, len(DATA) - 1), st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_any_flipped_bit_is_refused(place: int, bit: int) -> None:
+    changed = bytearray(DATA)
+    changed[place] ^= 1 << bit
+    with pytest.raises(CatalogError):
+        manifests.parse(bytes(changed))
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
+@settings(max_examples=60, deadline=None)
+def test_anything_else_is_refused_with_one_kind_of_error(data: bytes) -> None:
+    with pytest.raises(CatalogError):
+        manifests.parse(data)
+
+
+@given(JSON)
+@settings(max_examples=60, deadline=None)
+def test_any_value_in_a_wrong_place_is_refused_or_parsed(value: Any) -> None:
+    for key in ("files", "chunks", "provenance", "indexes", "vectors", "version", "pictures"):
+        try:
+            data = forged(**{key: value})
+        except UnicodeEncodeError:
+            continue
+        try:
+            assert manifests.dump(manifests.parse(data)) == data
+        except CatalogError as error:
+            assert "manifest.json" in error.field
+
+
+BAD_NAMES = [
+    "../x", "/etc/passwd", "directions/../x", "directions//x", "directions/.hidden", "a", "pictures/a/b.png", "C:\\x",
+    "directions/x\n", "directions/x\x00", "README.md/", "~/x", "index/..", "directions/", "\u202e",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_path_that_leaves_the_folder_is_refused(name: str) -> None:
+    with pytest.raises(CatalogError):
+        check_relative(name)
+    with pytest.raises(CatalogError, match="files"):
+        manifests.parse(forged(files={name: {"sha256": "0" * 64, "bytes": 1, "rows": None}}))
+
+
+@given(st.text())
+@settings(max_examples=100, deadline=None)
+def test_an_accepted_name_has_one_known_folder_and_no_dots_up(name: str) -> None:
+    try:
+        check_relative(name)
+    except CatalogError:
+        return
+    assert ".." not in name
+    assert not name.startswith(("/", "."))
+
+
+def test_an_unknown_version_or_feature_is_refused_by_name() -> None:
+    with pytest.raises(CatalogError, match="format_version.*'9'"):
+        manifests.parse(forged(format_version="9"))
+    with pytest.raises(CatalogError, match="int8-blocks"):
+        manifests.parse(forged(required_features=["int8-blocks"]))
+    with pytest.raises(CatalogError, match="colour"):
+        manifests.parse(forged(colour="red"))
+
+
+def test_absurd_shapes_are_refused() -> None:
+    for shape in ([2**30, 2], [0], [-1], [], [1] * 9):
+        part = provenance().model_dump()
+        part["spaces"] = {"x": shape}
+        with pytest.raises(CatalogError):
+            manifests.parse(forged(provenance=part))
+
+
+@given(JSON, JSON)
+@settings(max_examples=60, deadline=None)
+def test_ids_depend_on_content_alone(one: Any, two: Any) -> None:
+    try:
+        first, second = content_id(one), content_id(two)
+    except UnicodeEncodeError:
+        return
+    assert check_id(first, "id") == content_id(json.loads(json.dumps(one)))
+    if json.dumps(one, sort_keys=True) != json.dumps(two, sort_keys=True):
+        assert first != second
+
+
+@given(st.text())
+@settings(max_examples=60, deadline=None)
+def test_only_hex_digests_are_ids(text: str) -> None:
+    with pytest.raises(CatalogError):
+        check_id(text + "!", "id")

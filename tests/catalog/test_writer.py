@@ -1,0 +1,298 @@
+"""Round trip, rules of evidence, conflicts, full disks."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from catalog.pictures import encode_png
+from catalog.reader import Catalog
+from catalog.records import Chunk, DirectionRecord
+from catalog.verify import verify
+from catalog.writer import CatalogWriter
+from pipeline.errors import CatalogError, ConflictError, InputError, NotFoundError
+from tests.catalog.samples import SPACES, chunk_of, failed_chunk, provenance, small_catalog, unit
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(folder).items() if name != ".lock"}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    chunks = small_catalog(tmp_path / "c")
+    with Catalog.open(tmp_path / "c") as catalog:
+        for chunk in chunks:
+            for record in chunk.directions:
+                read = catalog.direction(record.direction_id)
+                assert np.abs(read.vector - record.vector).max() < 1e-3
+                assert np.array_equal(read.vector, record.vector.astype(np.float16).astype(np.float32))
+                assert read.vector.shape == SPACES[record.space]
+                assert read.effect.shape == (3, 16, 16)
+                assert np.array_equal(read.preview, record.preview)
+                assert (read.parents, read.sigma, read.kept_share, read.converged, read.roir) == (
+                    record.parents, record.sigma, record.kept_share, record.converged, None)  # fmt: skip
+            for image in chunk.images:
+                assert np.array_equal(catalog.image(image.image_id), image.image)
+                assert np.array_equal(catalog.latent(image.image_id), image.latent)
+            for region in chunk.regions:
+                assert np.array_equal(catalog.mask(region.image_id, region.region), region.mask)
+    assert verify(tmp_path / "c").problems == ()
+
+
+def test_metadata_is_filtered_by_column_and_sorted_by_id(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c")
+    with Catalog.open(tmp_path / "c") as catalog:
+        rows = catalog.directions(region="mouth", kind=["local"])
+        ids = rows.column("direction_id").to_pylist()
+        assert len(ids) == 8
+        assert ids == sorted(ids)
+        assert set(rows.column("region").to_pylist()) == {"mouth"}
+        assert not any("vector" in name for name in rows.column_names)
+        with pytest.raises(InputError, match="colour"):
+            catalog.directions(colour="red")
+
+
+def test_a_unique_prefix_of_six_digits_stands_for_an_id(tmp_path: Path) -> None:
+    chunk = small_catalog(tmp_path / "c", 1)[0]
+    key = chunk.directions[0].direction_id
+    with Catalog.open(tmp_path / "c") as catalog:
+        assert catalog.resolve(key[:8]) == key
+        with pytest.raises(InputError, match="at least 6"):
+            catalog.vector(key[:5])
+        with pytest.raises(NotFoundError, match="Nearest"):
+            catalog.vector("0" * 32)
+        with pytest.raises(NotFoundError, match="hair, mouth"):
+            catalog.mask(chunk.images[0].image_id, "nose")
+
+
+def test_committing_a_done_chunk_again_changes_nothing(tmp_path: Path) -> None:
+    chunk = small_catalog(tmp_path / "c", 1)[0]
+    before = visible(tmp_path / "c")
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        assert writer.done_chunks == {"chunk-0"}
+        writer.commit(chunk)
+        other = dataclasses.replace(chunk_of("elsewhere"), chunk_id="chunk-0")
+        with pytest.raises(ConflictError, match="chunk-0"):
+            writer.commit(other)
+    assert visible(tmp_path / "c") == before
+
+
+def test_a_failed_image_is_recorded_and_forgotten_once_mined(tmp_path: Path) -> None:
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        failed = failed_chunk("first", "late-0")
+        writer.commit(failed)
+        assert writer.failed_images == {failed.images[0].image_id: "round trip of 12 dB"}
+        assert writer.manifest.rows("images") == 0
+        writer.commit(chunk_of("late"))
+        assert writer.failed_images == {}
+    assert verify(tmp_path / "c").ok
+
+
+def _changed(**changes: Any) -> Any:
+    return lambda d: dataclasses.replace(d, **changes)
+
+
+BROKEN = {
+    "no residual": ("singular", _changed(residual=None)),
+    "no sigma": ("singular", _changed(sigma=float("nan"))),
+    "no converged": ("singular", _changed(converged=None)),
+    "no spectrum": ("singular", _changed(spectrum=np.empty(0))),
+    "no parents": ("local", _changed(parents=())),
+    "unknown parent": ("local", _changed(parents=("0" * 32,))),
+    "no kept share": ("local", _changed(kept_share=None)),
+    "infinite gain": ("local", _changed(gain=float("inf"))),
+    "NaN strength": ("local", _changed(strength=float("nan"))),
+    "norm": ("local", lambda d: dataclasses.replace(d, vector=d.vector * 1.01)),
+    "NaN vector": ("local", lambda d: dataclasses.replace(d, vector=d.vector * np.nan)),
+    "overflow": ("local", lambda d: dataclasses.replace(d, vector=d.vector + np.float32(1e6))),
+    "vector shape": ("local", lambda d: dataclasses.replace(d, vector=d.vector[:1])),
+    "effect shape": ("local", lambda d: dataclasses.replace(d, effect=d.effect[:1])),
+    "unknown image": ("local", _changed(image_id="0" * 32)),
+    "unknown region": ("local", _changed(region="ear")),
+    "other model": ("local", _changed(model="another")),
+    "id": ("local", _changed(direction_id="../../etc/passwd")),
+    "preview": ("local", _changed(preview=np.zeros((0, 3, 3), np.uint8))),
+    "space": ("local", _changed(space="z")),
+    "kind": ("local", _changed(kind="other")),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_direction_that_breaks_a_rule_is_refused_and_nothing_written(tmp_path: Path, name: str) -> None:
+    kind, change = BROKEN[name]
+    good = chunk_of("chunk", 1)
+    position = next(i for i, d in enumerate(good.directions) if d.kind == kind)
+    directions: list[DirectionRecord] = list(good.directions)
+    directions[position] = change(directions[position])
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        before = visible(tmp_path / "c")
+        with pytest.raises(CatalogError) as caught:
+            writer.commit(dataclasses.replace(good, directions=tuple(directions)))
+        assert visible(tmp_path / "c") == before
+        assert "direction" in caught.value.field
+        writer.commit(good)
+    assert verify(tmp_path / "c").ok
+
+
+def test_ids_are_unique_over_all_chunks(tmp_path: Path) -> None:
+    chunk = small_catalog(tmp_path / "c", 1)[0]
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        with pytest.raises(CatalogError, match="twice"):
+            writer.commit(dataclasses.replace(chunk, chunk_id="copy", regions=()))
+        twice = dataclasses.replace(chunk_of("new"), directions=chunk_of("new").directions * 2)
+        with pytest.raises(CatalogError, match="twice"):
+            writer.commit(twice)
+
+
+@pytest.mark.parametrize("name", ["../up", "", "a/b", ".hidden", "x" * 200])
+def test_a_chunk_id_cannot_name_a_file_elsewhere(tmp_path: Path, name: str) -> None:
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        before = visible(tmp_path)
+        with pytest.raises(CatalogError):
+            writer.commit(dataclasses.replace(chunk_of("chunk", 1), chunk_id=name))
+    assert visible(tmp_path).keys() - {"c/.lock"} == before.keys() - {"c/.lock"}
+
+
+def test_a_second_writer_is_told_and_loses_nothing(tmp_path: Path) -> None:
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        with pytest.raises(ConflictError, match=f"process {os.getpid()}"):
+            CatalogWriter.create(tmp_path / "c", provenance())
+        with pytest.raises(ConflictError, match="another writer"):
+            CatalogWriter.open(tmp_path / "c")
+        writer.commit(chunk_of("one"))
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        writer.commit(chunk_of("two"))
+    assert verify(tmp_path / "c").ok
+    with pytest.raises(ConflictError, match="closed"):
+        writer.commit(chunk_of("three"))
+
+
+@pytest.mark.parametrize("other", ["recipe-2", "model"])
+def test_a_folder_of_another_recipe_or_model_is_refused_by_name(tmp_path: Path, other: str) -> None:
+    small_catalog(tmp_path / "c", 1)
+    before = tree(tmp_path / "c")
+    wanted = provenance(model="other") if other == "model" else provenance(recipe=other)
+    with pytest.raises(ConflictError) as caught:
+        CatalogWriter.create(tmp_path / "c", wanted)
+    assert caught.value.found.endswith("recipe-1" if other != "model" else "m" * 8)
+    assert tree(tmp_path / "c") == before
+
+
+def test_a_folder_with_other_content_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConflictError, match="nothing was written"):
+        CatalogWriter.create(tmp_path, provenance())
+    assert tree(tmp_path) == {"notes.txt": b"mine"}
+    with pytest.raises(ConflictError, match="a file"):
+        CatalogWriter.create(tmp_path / "notes.txt", provenance())
+    with pytest.raises(NotFoundError, match="catalog"):
+        CatalogWriter.open(tmp_path)
+
+
+class _FullDisk:
+    """Lets `budget` flushes to disk through, then reports a full one."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.real = os.fsync
+
+    def __call__(self, descriptor: int) -> None:
+        self.budget -= 1
+        if self.budget < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.real(descriptor)
+
+
+def test_a_full_disk_at_any_flush_leaves_one_whole_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_catalog(tmp_path / "c", 1)
+    chunk, before, failures = chunk_of("next", 1), visible(tmp_path / "c"), 0
+    for budget in range(40):
+        with CatalogWriter.open(tmp_path / "c") as writer:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", _FullDisk(budget))
+                try:
+                    writer.commit(chunk)
+                    break
+                except CatalogError as error:
+                    assert "no space left" in str(error)
+                    failures += 1
+            if "next" in writer.done_chunks:  # the disk filled up just after the manifest was replaced
+                break
+            assert visible(tmp_path / "c") == before
+            assert not (tmp_path / "c" / ".staging").exists()
+    assert failures >= 8
+    assert verify(tmp_path / "c").ok
+    assert verify(tmp_path / "c").rows["images"] == 3
+
+
+def test_an_interrupted_commit_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_catalog(tmp_path / "c", 1)
+    before = visible(tmp_path / "c")
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr("catalog.transaction.flush_folder", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                writer.commit(chunk_of("next", 1))
+        assert visible(tmp_path / "c") == before
+        writer.commit(chunk_of("next", 1))
+    assert verify(tmp_path / "c").ok
+
+
+def _interrupt(_: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def test_pictures_are_replaced_whole_and_kept_by_name(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 1)
+    one, two = (encode_png(np.full((4, 4, 3), value, np.uint8)) for value in (10, 200))
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        first = writer.add_picture("contact sheet", one)
+        assert writer.add_picture("contact sheet", one) == first
+        writer.add_picture("contact-sheet", one)
+        second = writer.add_picture("contact sheet", two)
+        assert (tmp_path / "c" / first).exists()  # still the other name's
+        writer.add_picture("contact-sheet", two)
+        assert not (tmp_path / "c" / first).exists()
+        with pytest.raises(InputError, match="PNG"):
+            writer.add_picture("page", b"<script>")
+        assert second.startswith("pictures/contact-sheet")
+    with Catalog.open(tmp_path / "c") as catalog:
+        assert catalog.picture("contact-sheet") == two
+        with pytest.raises(NotFoundError, match="contact-sheet"):
+            catalog.picture("none")
+    assert verify(tmp_path / "c").ok
+
+
+def test_a_model_without_a_bottleneck_has_no_column_for_it(tmp_path: Path) -> None:
+    chunk = chunk_of("one", 1)
+    only_x = Chunk("one", chunk.images, chunk.regions, tuple(d for d in chunk.directions if d.space == "x"))
+    with CatalogWriter.create(tmp_path / "c", provenance(spaces={"x": SPACES["x"]})) as writer:
+        writer.commit(only_x)
+        assert "h_vector" not in writer.manifest.schemas["directions"]
+    assert verify(tmp_path / "c").ok
+
+
+def test_provenance_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    bad = provenance().model_copy(update={"recipe": {"rank": float("nan")}})
+    with pytest.raises(InputError, match="provenance"):
+        CatalogWriter.create(tmp_path / "c", bad)
+    assert not (tmp_path / "c").exists()
+
+
+def test_rounding_to_float16_keeps_wide_unit_vectors_unit() -> None:
+    from catalog.tables import unit_float16
+
+    wide = unit(np.random.default_rng(0), 196_608)
+    rounded = unit_float16(wide, (196_608,), "v").astype(np.float64)
+    assert abs(np.linalg.norm(rounded) - 1) < 1e-4
+    assert np.linalg.norm(rounded - wide) < 1e-3
