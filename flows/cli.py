@@ -13,10 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.console import stderr
+from catalog.fs import disk_error
+from flows.console import complain
 from pipeline.errors import RhumbError
 
 Spec = tuple[str, dict[str, Any]]
+
+ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    # An embedded server takes about as long to start as Prefect's own limit of 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+"""Set for this process unless the user has set them."""
 
 
 def _arguments(parser: argparse.ArgumentParser, *specs: Spec) -> None:
@@ -25,6 +34,10 @@ def _arguments(parser: argparse.ArgumentParser, *specs: Spec) -> None:
 
 
 CATALOG: Spec = ("catalog", {"type": Path, "metavar": "CATALOG", "help": "catalog folder"})
+MODEL: Spec = (
+    "--model",
+    {"default": None, "help": "the catalog's model, where it is no longer at the place that the recipe names"},
+)
 JSON: Spec = ("--json", {"action": "store_true", "help": "print one JSON document"})
 OUT: dict[str, Any] = {"type": Path, "required": True}
 
@@ -90,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("--image", {"type": Path, "required": True, "metavar": "PNG"}),
         ("--direction", {"action": "append", "required": True, "metavar": "ID=STRENGTH", "help": "may be repeated"}),
         ("--out", OUT | {"metavar": "PNG"}),
+        MODEL,
         JSON,
     )
     add(
@@ -116,6 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
         "write the page and the contact sheet of a catalog",
         CATALOG,
         ("--out", {"type": Path, "default": None, "metavar": "FOLDER", "help": "default: CATALOG/../report"}),
+        MODEL,
         JSON,
     )
     add(
@@ -142,24 +157,23 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the console entry point."""
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     parsed = build_parser().parse_args(arguments)
-    # Commands are imported late: `rhumb --help` must not wait for torch.
-    commands = importlib.import_module("flows.commands")
+    name = f"rhumb {parsed.command}"
     try:
-        code = getattr(commands, parsed.command)(parsed)
+        # Commands are imported late: `rhumb --help` must not wait for torch.
+        commands = importlib.import_module("flows.commands")
+        return int(getattr(commands, parsed.command)(parsed) or 0)
     except RhumbError as error:
-        stderr.print(f"rhumb {parsed.command}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        return 2
+        complain(f"{name}: {error}", style="red")
+    except OSError as error:
+        where = Path(str(error.filename or "disk"))
+        complain(f"{name}: {disk_error(where, error) or error}", style="red")
     except KeyboardInterrupt:
-        stderr.print(
-            f"rhumb {parsed.command}: interrupted; what was committed is kept, run the same command to continue",
-            highlight=False,
-            markup=False,
-        )
+        complain(f"{name}: interrupted; what was committed is kept, run the same command to continue")
         return 130
-    return int(code or 0)
+    return 2
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from catalog.lookup import similar as find_similar
 from catalog.lookup import transfer_candidates
 from catalog.reader import Catalog
 from catalog.verify import verify as verify_catalog
-from flows.console import answer, stage, stdout, table
+from flows.console import answer, say, stage, table
 from flows.datasets import load_dataset
-from flows.mining import MiningReport, open_model
+from flows.mining import MiningReport, model_place, open_model
 from flows.mining import mine as mine_images
 from flows.recipe import Recipe, load_recipe
 from pipeline.errors import InputError
@@ -44,26 +44,25 @@ def plain(value: Any) -> Any:
 
 def run_mining(recipe: Recipe, out: Path, prefect: bool = False) -> MiningReport:
     """Mine with a progress bar, directly or as a Prefect flow."""
-    denoiser = open_model(recipe.model)
+    denoiser = open_model(model_place(recipe))
     data = load_dataset(recipe, denoiser.info.image_shape)
     with stage("mining", len(data.images)) as advance:
         if prefect:
-            from flows.prefect_flows import mine_flow  # starting Prefect takes seconds: only when asked for
+            from flows.prefect_flows import mine_with_prefect  # starting Prefect takes seconds: only when asked for
 
-            return mine_flow(recipe, out, denoiser, data, advance)
+            return mine_with_prefect(recipe, out, denoiser, data, advance)
         return mine_images(recipe, out, denoiser, data, advance=advance)
 
 
 def _print_mining(report: MiningReport) -> None:
-    stdout.print(
+    say(
         f"{report.images} images mined, {report.already_done} already there, {len(report.failed)} failed; "
         f"{report.directions} directions, {report.products['jvp']} JVPs + {report.products['vjp']} VJPs, "
-        f"{report.seconds:.0f} s -> {report.catalog}",
-        highlight=False,
-        markup=False,
+        f"{report.seconds:.0f} s -> {report.catalog}"
     )
-    for source, reason in report.failed.items():
-        stdout.print(f"failed: {source}: {reason}", highlight=False, markup=False)
+    for word, sources in (("skipped", report.skipped), ("failed", report.failed)):
+        for source, reason in sources.items():
+            say(f"{word}: {source}: {reason}")
 
 
 def mine(arguments: Namespace) -> int:
@@ -136,8 +135,8 @@ def edit(arguments: Namespace) -> None:
     """`rhumb edit CATALOG --image PNG --direction ID=STRENGTH --out PNG`."""
     from flows.editing import edit_picture
 
-    done = edit_picture(arguments.catalog, arguments.image, arguments.direction, arguments.out)
-    answer(plain(done), arguments.json, lambda: stdout.print(f"wrote {arguments.out}", highlight=False))
+    done = edit_picture(arguments.catalog, arguments.image, arguments.direction, arguments.out, arguments.model)
+    answer(plain(done), arguments.json, lambda: say(f"wrote {arguments.out}"))
 
 
 def publish(arguments: Namespace) -> None:
@@ -148,9 +147,7 @@ def publish(arguments: Namespace) -> None:
     answer(
         plain(done),
         arguments.json,
-        lambda: stdout.print(
-            f"published {done.repository} {done.version} ({done.bytes / 1e6:.1f} MB) -> {done.folder}"
-        ),
+        lambda: say(f"published {done.repository} {done.version} ({done.bytes / 1e6:.1f} MB) -> {done.folder}"),
     )
 
 
@@ -188,7 +185,7 @@ def pull(arguments: Namespace) -> None:
     answer(
         {"folder": str(arguments.out), "rows": rows},
         arguments.json,
-        lambda: stdout.print(f"pulled {text} -> {arguments.out}", highlight=False),
+        lambda: say(f"pulled {text} -> {arguments.out}"),
     )
 
 
@@ -198,9 +195,9 @@ def verify(arguments: Namespace) -> int:
 
     def text() -> None:
         for problem in found.problems:
-            stdout.print(f"{problem.file}: {problem.what}", highlight=False, markup=False)
+            say(f"{problem.file}: {problem.what}")
         verdict = "sound" if found.ok else f"{len(found.problems)} problems"
-        stdout.print(f"{found.folder}: {verdict}; {found.files} files, {found.bytes / 1e6:.1f} MB", highlight=False)
+        say(f"{found.folder}: {verdict}; {found.files} files, {found.bytes / 1e6:.1f} MB")
 
     answer({**plain(found), "ok": found.ok}, arguments.json, text)
     return 0 if found.ok else 1
@@ -214,11 +211,11 @@ def status(arguments: Namespace) -> None:
 
     def text() -> None:
         for name in ("name", "model", "version", "images", "directions", "failed", "indexes", "pack"):
-            stdout.print(f"{name}: {summary[name]}", highlight=False, markup=False)
+            say(f"{name}: {summary[name]}")
         header = ("region", "space", "kind", "directions", "median gain", "median leakage / gain", "median ROIR")
         table("directions", header, [tuple(row.values()) for row in summary["table"]])
         for source, reason in summary["failures"].items():
-            stdout.print(f"failed: {source}: {reason}", highlight=False, markup=False)
+            say(f"failed: {source}: {reason}")
 
     answer(plain(summary), arguments.json, text)
 
@@ -229,8 +226,8 @@ def report(arguments: Namespace) -> None:
 
     out = arguments.out or arguments.catalog.resolve().parent / "report"
     with stage("drawing the report", 1) as advance:
-        page = write_report(arguments.catalog, out, advance)
-    answer({"page": str(page)}, arguments.json, lambda: stdout.print(f"wrote {page}", highlight=False))
+        page = write_report(arguments.catalog, out, advance, arguments.model)
+    answer({"page": str(page)}, arguments.json, lambda: say(f"wrote {page}"))
 
 
 def inspect(arguments: Namespace) -> None:
@@ -250,7 +247,7 @@ def demo(arguments: Namespace) -> None:
 
     def text() -> None:
         table("stages", ("stage", "seconds"), list(done["seconds"].items()))
-        stdout.print(f"open {done['page']}", highlight=False)
+        say(f"open {done['page']}")
 
     answer(plain(done), arguments.json, text)
 
@@ -260,4 +257,4 @@ def train(arguments: Namespace) -> None:
     from flows.training import train as run_training
 
     done = run_training(arguments.what, arguments.out, arguments.work, arguments.steps)
-    answer(plain(done), arguments.json, lambda: stdout.print(json.dumps(plain(done)), highlight=False))
+    answer(plain(done), arguments.json, lambda: say(json.dumps(plain(done))))

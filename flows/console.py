@@ -12,14 +12,26 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 Advance = Callable[[int, str], None]
 """Called as advance(steps, note) after each finished step of a stage."""
 
 LINE_SECONDS = 2.0  # between lines where there is no terminal to draw a bar on
+PIPE_WIDTH = 200  # of tables that no terminal folds: ids must come out whole
 
 stderr = Console(stderr=True)
 stdout = Console()
+
+
+def say(text: str) -> None:
+    """One line on stdout, as it is: never wrapped, and brackets in a path are no markup."""
+    stdout.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def complain(text: str, style: str | None = None) -> None:
+    """One line on stderr, as it is."""
+    stderr.print(" ".join(text.split()), highlight=False, markup=False, soft_wrap=True, style=style)
 
 
 def silent(steps: int, note: str = "") -> None:
@@ -32,7 +44,7 @@ def stage(title: str, total: int) -> Iterator[Advance]:
     if not stderr.is_terminal:
         done, shown = 0, 0.0
         started = time.monotonic()
-        stderr.print(f"{title}: 0/{total}", highlight=False)
+        complain(f"{title}: 0/{total}")
 
         def line(steps: int, note: str = "") -> None:
             nonlocal done, shown
@@ -42,7 +54,7 @@ def stage(title: str, total: int) -> Iterator[Advance]:
                 return
             shown = now
             left = (now - started) / done * (total - done)
-            stderr.print(f"{title}: {done}/{total}, {left:.0f} s left {note}", highlight=False, markup=False)
+            complain(f"{title}: {done}/{total}, {left:.0f} s left {note}")
 
         yield line
         return
@@ -74,9 +86,9 @@ def answer(value: Mapping[str, Any], as_json: bool, text: Callable[[], None]) ->
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a small table on stdout."""
-    grid = Table(title=title, title_justify="left", header_style="bold")
+    grid = Table(title=Text(title), title_justify="left", header_style="bold")
     for name in header:
         grid.add_column(name, overflow="fold")
     for row in rows:
-        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    stdout.print(grid)
+        grid.add_row(*(Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
+    (stdout if stdout.is_terminal else Console(width=PIPE_WIDTH)).print(grid)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,9 +63,10 @@ class LoadedDataset:
     images: tuple[SourceImage, ...]
     failures: tuple[Failure, ...]
 
-    def fingerprint(self) -> str:
-        """32 hex digits over the images and masks, whatever their order."""
-        return content_id("dataset", sorted([i.image_id, *sorted(mask_digests(i.masks).items())] for i in self.images))
+    def fingerprint(self, without: Collection[str] = ()) -> str:
+        """32 hex digits over the images and masks, whatever their order; `without` leaves out sources by name."""
+        images = [image for image in self.images if image.source not in without]
+        return content_id("dataset", sorted([i.image_id, *sorted(mask_digests(i.masks).items())] for i in images))
 
 
 def image_id(dataset: str, pixels: np.ndarray) -> str:
@@ -170,7 +171,7 @@ def load_folder(
     for file in files[:limit]:
         try:
             image = _folder_image(file, label, found.get(file.stem, {}), regions, image_shape)
-        except _BrokenImageError as error:
+        except BrokenImageError as error:
             failures.append(Failure(file.name, str(error)))
             continue
         if image.image_id in images:
@@ -185,8 +186,8 @@ def load_folder(
     return LoadedDataset(label, "all", tuple(regions), tuple(images.values()), tuple(failures))
 
 
-class _BrokenImageError(Exception):
-    """One file of many cannot be decoded; becomes a recorded failure."""
+class BrokenImageError(Exception):
+    """A file that cannot be decoded: one of many becomes a recorded failure."""
 
 
 def _image_files(path: Path) -> list[Path]:
@@ -238,7 +239,7 @@ def find_masks(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Path]]
 def _folder_image(
     file: Path, dataset: str, masks: Mapping[str, Path], regions: Sequence[str], image_shape: tuple[int, int, int]
 ) -> SourceImage:
-    picture = _open(file)
+    picture = open_image(file)
     image = fit_image(picture, image_shape)
     every: dict[str, np.ndarray] = {}
     missing = {}
@@ -247,25 +248,25 @@ def _folder_image(
             missing[region] = f"no mask of {region}"
             continue
         try:
-            every[region] = fit_mask(_open(masks[region]), picture.size, image_shape, str(masks[region]))
-        except _BrokenImageError as error:
+            every[region] = fit_mask(open_image(masks[region]), picture.size, image_shape, str(masks[region]))
+        except BrokenImageError as error:
             missing[region] = f"mask of {region}: {error}"
     usable, empty = _without_empty(every)
     identity = image_id(dataset, image)
     return SourceImage(identity, dataset, "all", file.name, image, usable, skipped=missing | empty)
 
 
-def _open(file: Path) -> Image.Image:
-    """The decoded picture, upright. Pillow reports a damaged file in many ways; all mean the same here."""
+def open_image(file: Path) -> Image.Image:
+    """The decoded picture, upright. Raises BrokenImageError: Pillow reports a damaged file in many ways."""
     try:
         with Image.open(file) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise _BrokenImageError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
+                raise BrokenImageError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
             picture.load()
             return ImageOps.exif_transpose(picture)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         message = str(error).replace(str(file), file.name)
-        raise _BrokenImageError(f"cannot be read as an image ({message})") from error
+        raise BrokenImageError(f"cannot be read as an image ({message})") from error
 
 
 def _size(image_shape: tuple[int, int, int]) -> tuple[int, int]:

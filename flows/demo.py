@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from catalog import hub
+from catalog import manifest as manifests
 from catalog.index import build_indexes
 from catalog.verify import verify
 from flows.commands import card_fields, run_mining
 from flows.console import stage
+from flows.mining import model_place
 from flows.paths import builtin_recipe
 from flows.recipe import load_recipe
 from flows.report.assemble import write_report
@@ -47,7 +49,8 @@ def run_demo(out: Path, recipe_path: Path | None = None, limit: int | None = Non
         _timed(seconds, "verify", lambda: _verify(out / "pulled"))
         advance(1, "verified")
     with stage("drawing the report", 1) as advance:
-        page = _timed(seconds, "report", lambda: write_report(out / "pulled", out / "report", advance))
+        place = model_place(recipe)
+        page = _timed(seconds, "report", lambda: write_report(out / "pulled", out / "report", advance, place))
     return {
         "images": report.images + report.already_done,
         "failed": report.failed,
@@ -74,6 +77,12 @@ def _publish_once(out: Path) -> None:
     """Publish the catalog; a demo that is run again finds its own version there and keeps it if it is the same."""
     repository = str(out / "hub" / REPOSITORY)
     if VERSION in hub.list_versions(repository):
+        published = manifests.load(hub.find_snapshot(repository, VERSION))
+        if published.directions_fingerprint != manifests.load(out / "catalog").directions_fingerprint:
+            raise ConflictError(
+                "--out", f"{out / 'hub'} with {VERSION} of other directions", "a new folder or one of this demo",
+                "Choose another --out: published versions never change.",
+            )  # fmt: skip
         return
     hub.publish(out / "catalog", repository, VERSION, card=card_fields(out / "catalog", None))
 

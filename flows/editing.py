@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from catalog.reader import Catalog
-from flows.datasets import fit_image, fit_mask
+from flows.datasets import BrokenImageError, fit_image, fit_mask, open_image
 from flows.files import write_whole
 from flows.mining import as_tensor, mining_settings, open_model
 from flows.pictures import as_picture, png
@@ -35,13 +35,15 @@ class EditDone:
 
 
 def load_picture(path: Path, shape: Sequence[int]) -> np.ndarray:
-    """An image file fitted to the model: uint8 (H, W, C). Raises InputError for a missing or broken file."""
+    """An image file, upright and fitted to the model: uint8 (H, W, C). Raises InputError for a broken file."""
+    return fit_image(_open(path, "--image"), (shape[0], shape[1], shape[2]))
+
+
+def _open(path: Path, option: str) -> Image.Image:
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return fit_image(picture, (shape[0], shape[1], shape[2]))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError("--image", f"{path} ({error})", "a readable image file") from error
+        return open_image(path)
+    except BrokenImageError as error:
+        raise InputError(option, f"{path}, which {error}", "a readable image file") from error
 
 
 def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, pixels: np.ndarray) -> np.ndarray:
@@ -49,14 +51,11 @@ def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, p
 
     Without a mask the region is taken where most catalogued masks of that name are, which suits aligned data only.
     """
-    beside = image.with_name(f"{image.stem}_{region}.png")
+    beside = image.parent / f"{image.stem}_{region}.png"
     file = mask or (beside if beside.is_file() else None)
     if file is not None:
-        if not file.is_file():
-            raise InputError("--mask", str(file), "a PNG mask, white inside the region")
         shape = (pixels.shape[2], pixels.shape[0], pixels.shape[1])
-        with Image.open(image) as picture, Image.open(file) as drawn:
-            return fit_mask(drawn, picture.size, shape, file.name)
+        return fit_mask(_open(file, "--mask"), _open(image, "--image").size, shape, file.name)
     rows = catalog.regions(region=region)
     if rows.num_rows == 0:
         known = sorted(set(catalog.regions().column("region").to_pylist()))
@@ -70,18 +69,24 @@ def recipe_of(catalog: Catalog) -> Recipe:
     return parse_recipe(catalog.manifest.provenance.recipe)
 
 
-def model_of(catalog: Catalog) -> tuple[Denoiser, MiningSettings]:
-    """The catalog's model and settings.
+def model_of(catalog: Catalog, model: str | None = None) -> tuple[Denoiser, MiningSettings]:
+    """The catalog's model, at the place its recipe names or at `model`, and its settings.
 
     Raises:
-        ModelError: the model at the recorded place is not the one the directions belong to.
+        ModelError: no model there, or one that the directions do not belong to.
     """
     recipe = recipe_of(catalog)
-    denoiser = open_model(recipe.model)
+    try:
+        denoiser = open_model(model or recipe.model)
+    except ModelError as error:
+        if model is not None:
+            raise
+        action = f"{error.action} Where the model lies elsewhere, name its folder with --model.".strip()
+        raise ModelError(error.field, error.found, error.expected, action) from error
     expected = catalog.manifest.provenance.model["fingerprint"]
     if denoiser.info.fingerprint != expected:
         raise ModelError(
-            "model", f"{recipe.model} with fingerprint {denoiser.info.fingerprint}", f"fingerprint {expected}",
+            "model", f"{model or recipe.model} with fingerprint {denoiser.info.fingerprint}", f"fingerprint {expected}",
             "Use the model the catalog was mined with.",
         )  # fmt: skip
     return denoiser, mining_settings(recipe, denoiser)
@@ -104,13 +109,18 @@ def parse_directions(values: Sequence[str], catalog: Catalog) -> dict[str, float
 
 
 @torch.no_grad()
-def edit_picture(folder: Path, image: Path, directions: Sequence[str], out: Path) -> EditDone:
-    """Invert a picture, apply catalogued directions with their strengths, and write the result as PNG."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError("--out", out, "a PNG file in a folder that exists")
+def edit_picture(folder: Path, image: Path, directions: Sequence[str], out: Path, model: str | None = None) -> EditDone:
+    """Invert a picture, apply catalogued directions with their strengths, and write the result as PNG.
+
+    `model` says where the catalog's model lies, if not where its recipe says.
+    """
+    if out.is_dir() or not out.parent.is_dir() or out.suffix.lower() != ".png":
+        raise InputError("--out", out, "a file ending in .png in a folder that exists")
+    if out.exists() and image.exists() and out.samefile(image):
+        raise InputError("--out", f"{out}, the picture to be edited", "another file", "An edit keeps its original.")
     with Catalog.open(folder) as catalog:
         wanted = parse_directions(directions, catalog)
-        denoiser, settings = model_of(catalog)
+        denoiser, settings = model_of(catalog, model)
         pixels = load_picture(image, denoiser.info.image_shape)
         edits = [
             Edit("x" if catalog.space_of(key) == "x" else "h", torch.from_numpy(catalog.vector(key)), strength)

@@ -2,14 +2,15 @@
 
 A killed run continues where it stopped: chunks are cut from the data set's own order and named by what they hold, so
 the rerun skips what the manifest lists and ends with the same catalog. Failed images are recorded with their reason
-and tried again by the next run.
+and tried again by the next run; so are files that could not be read, once they are repaired.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from catalog import manifest as manifests
+from catalog.fs import MANIFEST
 from catalog.manifest import Provenance
 from catalog.records import Chunk, DirectionRecord, ImageRecord, RegionRecord, content_id
 from catalog.writer import CatalogWriter
@@ -25,9 +28,10 @@ from flows.console import Advance, silent
 from flows.datasets import LoadedDataset, SourceImage, mask_digests
 from flows.paths import builtin_folder
 from flows.pictures import as_picture
+from flows.ranks import check_ranks
 from flows.recipe import Recipe
 from pipeline.editing import DecodeSettings, decode
-from pipeline.errors import InputError, RhumbError
+from pipeline.errors import RhumbError
 from pipeline.inversion import invert, round_trip_psnr
 from pipeline.mining import (
     Direction,
@@ -42,6 +46,7 @@ from pipeline.models.contract import Denoiser
 from pipeline.models.loading import load_denoiser
 
 CHUNK = 4  # images inverted together and committed together
+BEST_PSNR = 200.0  # dB; an exact round trip has no finite one, and evidence is a number
 METHOD_VERSION = 1  # raised when the same recipe gives other numbers; part of every id
 EFFECT_SIZE = 16
 PACKAGES = ("torch", "diffusers", "numpy", "pyarrow", "faiss-cpu", "prefect", "datasets", "huggingface-hub")
@@ -49,13 +54,17 @@ PACKAGES = ("torch", "diffusers", "numpy", "pyarrow", "faiss-cpu", "prefect", "d
 
 @dataclass
 class MiningReport:
-    """What one run did: images and directions added, what failed, seconds and products spent."""
+    """What one run did: images and directions added, what failed, seconds and products spent.
+
+    `skipped` names regions that an image was mined without, `refused` counts directions that were only noise.
+    """
 
     catalog: Path
     images: int = 0
     directions: int = 0
     already_done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     refused: int = 0
     seconds: float = 0.0
     products: dict[str, int] = field(default_factory=lambda: {"jvp": 0, "vjp": 0})
@@ -76,6 +85,12 @@ def open_model(reference: str) -> Denoiser:
     return load_denoiser(builtin_folder() / "denoiser" if reference == "builtin" else reference)
 
 
+def model_place(recipe: Recipe) -> str:
+    """Where a recipe's model lies: a folder beside the recipe before one in the working directory or on the Hub."""
+    beside = recipe.resolve(recipe.model)
+    return str(beside) if recipe.model != "builtin" and beside.is_dir() else recipe.model
+
+
 def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
     """The recipe's method in the pipeline's terms; fractions of T become timestep indices."""
     method, steps = recipe.method, denoiser.info.train_timesteps
@@ -93,8 +108,11 @@ def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
     )
 
 
-def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> Provenance:
-    """Everything a reader of the catalog needs to trace or repeat it."""
+def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, repaired: Collection[str] = ()) -> Provenance:
+    """Everything a reader of the catalog needs to trace or repeat it.
+
+    `repaired` sources could not be read when the catalog was begun: its data are still the same.
+    """
     info = denoiser.info
     spaces: dict[Any, tuple[int, ...]] = {"x": info.image_shape}
     if info.bottleneck_shape is not None:
@@ -105,10 +123,10 @@ def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> Prove
         recipe=recipe.model_dump(mode="json"),
         model={"reference": recipe.model, **asdict(info)},
         data={
-            "fingerprint": data.fingerprint(),
+            "fingerprint": data.fingerprint(repaired),
             "name": data.name,
             "split": data.split,
-            "images": len(data.images),
+            "images": sum(image.source not in repaired for image in data.images),
         },
         seeds={"recipe": recipe.seed},
         code_version=f"{metadata.version('rhumb')} (method {METHOD_VERSION})",
@@ -142,8 +160,10 @@ class Miner:
         regions: list[RegionRecord] = []
         directions: list[DirectionRecord] = []
         for i, image in enumerate(images):
+            own = self._region_records(image)
             try:
                 mined = self._mine_one(image, x_t[i])
+                found = self._direction_records(image, mined, x_t[i], own)
             except (RhumbError, RuntimeError, ArithmeticError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 report.failed[image.source] = reason
@@ -154,10 +174,9 @@ class Miner:
             report.refused += len(mined.refused)
             report.products["jvp"] += mined.products.jvp
             report.products["vjp"] += mined.products.vjp
-            image_records.append(self._image_record(image, x_t[i], float(psnr[i]), None))
-            own = self._region_records(image)
+            image_records.append(self._image_record(image, x_t[i], min(float(psnr[i]), BEST_PSNR), None))
             regions += own.values()
-            directions += self._direction_records(image, mined, x_t[i], own)
+            directions += found
             advance(1, f"{len(directions)} directions")
         report.directions += len(directions)
         mined_images = [record.image_id for record in image_records if record.failure is None]
@@ -176,7 +195,11 @@ class Miner:
         if not bool(torch.isfinite(x_t).all()):
             raise ArithmeticError("DDIM inversion gave values that are not finite")
         masks = {name: torch.from_numpy(mask) for name, mask in image.masks.items()}
-        return mine_image(self.denoiser, x_t, masks, self.settings)
+        mined = mine_image(self.denoiser, x_t, masks, self.settings)
+        for d in mined.directions:
+            if not (math.isfinite(d.strength) and math.isfinite(d.gain) and math.isfinite(d.leakage)):
+                raise ArithmeticError(f"evidence that is not finite for {d.region} {d.space} {d.kind} {d.rank}")
+        return mined
 
     def _image_record(self, image: SourceImage, x_t: torch.Tensor, psnr: float, failure: str | None) -> ImageRecord:
         return ImageRecord(
@@ -292,7 +315,8 @@ def mine(
     miner = Miner(recipe, denoiser)
     check_ranks(recipe, denoiser, data)
     report = MiningReport(out)
-    with CatalogWriter.create(out, provenance(recipe, denoiser, data)) as writer:
+    report.skipped = {image.source: "; ".join(image.skipped.values()) for image in data.images if image.skipped}
+    with CatalogWriter.create(out, provenance(recipe, denoiser, data, _repaired(out, data))) as writer:
         record_unreadable(writer, data, report)
 
         def work(images: Sequence[SourceImage]) -> None:
@@ -310,6 +334,16 @@ def mine(
     return report
 
 
+def _unreadable_id(data: LoadedDataset, source: str) -> str:
+    return content_id("unreadable", data.name, source)
+
+
+def _repaired(out: Path, data: LoadedDataset) -> set[str]:
+    """Sources of `data` that the catalog in `out`, if there is one, knows as unreadable."""
+    known = manifests.load(out).failed_images if (out / MANIFEST).is_file() else {}
+    return {image.source for image in data.images if _unreadable_id(data, image.source) in known}
+
+
 def record_unreadable(writer: CatalogWriter, data: LoadedDataset, report: MiningReport) -> None:
     """Record the files that could not become images, so that `rhumb status` shows them."""
     if not data.failures:
@@ -317,7 +351,7 @@ def record_unreadable(writer: CatalogWriter, data: LoadedDataset, report: Mining
     report.failed.update({failure.source: failure.reason for failure in data.failures})
     records = tuple(
         ImageRecord(
-            image_id=content_id("unreadable", data.name, failure.source),
+            image_id=_unreadable_id(data, failure.source),
             dataset=data.name,
             split=data.split,
             source=failure.source,
@@ -330,29 +364,3 @@ def record_unreadable(writer: CatalogWriter, data: LoadedDataset, report: Mining
         for failure in data.failures
     )
     writer.commit(Chunk(content_id("unreadable", [[f.source, f.reason] for f in data.failures]), records, (), ()))
-
-
-def check_ranks(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None:
-    """Raise InputError where a rank of the recipe is larger than its space allows, before anything is computed."""
-    channels = denoiser.info.image_shape[0]
-    width = int(np.prod(denoiser.info.image_shape))
-    method = recipe.method
-    for image in data.images:
-        for region, mask in image.masks.items():
-            inside, outside = int(mask.sum()) * channels, int((~mask).sum()) * channels
-            for field_name, rank, limit in (
-                ("method.loco.rank", method.loco.rank, min(inside, width)),
-                ("method.loco.null_rank", method.loco.null_rank, min(outside, width)),
-                ("method.jive.rank", method.jive.rank if denoiser.info.bottleneck_shape else 0, inside),
-            ):
-                if rank > limit:
-                    raise InputError(
-                        f"recipe: {field_name}", rank, f"at most {limit}, the size of {region} on {image.source}"
-                    )
-    blocks = len(recipe.regions) + 1
-    for field_name, rank, limit in (
-        ("method.jive.joint_rank", method.jive.joint_rank, blocks * method.jive.rank),
-        ("method.jive.individual_rank", method.jive.individual_rank, method.jive.rank),
-    ):
-        if rank > limit:
-            raise InputError(f"recipe: {field_name}", rank, f"at most {limit}, what method.jive.rank leaves room for")

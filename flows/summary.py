@@ -35,11 +35,18 @@ def direction_table(catalog: Catalog) -> list[dict[str, Any]]:
     return table
 
 
+def failures_of(catalog: Catalog) -> dict[str, str]:
+    """Source to reason, for what was tried and not mined; not for files that were repaired and mined since."""
+    mined = set(catalog.images().column("source").to_pylist())
+    failed = catalog.manifest.failed_images.values()
+    return {entry.source: entry.reason for entry in failed if entry.source not in mined}
+
+
 def summarise(folder: Path) -> dict[str, Any]:
     """Counts, provenance, failures and the direction table of a catalog, JSON-serialisable."""
     with Catalog.open(folder) as catalog:
         manifest = catalog.manifest
-        failures = {entry.source: entry.reason for entry in manifest.failed_images.values()}
+        failures = failures_of(catalog)
         return {
             "name": manifest.provenance.recipe["name"],
             "model": f"{manifest.provenance.model['reference']} ({manifest.provenance.model['fingerprint'][:12]})",

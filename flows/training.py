@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from diffusers import DDPMPipeline
 from PIL import Image, ImageDraw
 
 from flows.builtin_data import write_builtin_data
-from flows.console import stage
+from flows.console import Advance, stage
 from flows.paths import builtin_folder
 from flows.pictures import as_picture, png, strip
+from pipeline.errors import InputError
 from pipeline.inversion import sample
 from pipeline.models.unet2d import UNet2DDenoiser
 from pipeline.reader import ReaderTraining, train_reader, write_reader
@@ -53,15 +54,23 @@ def sample_sheet(denoiser: UNet2DDenoiser, seed: int, steps: int = 100) -> np.nd
     return np.concatenate(rows)
 
 
+def counted(advance: Advance) -> Callable[[int, float], None]:
+    """Progress told as absolute steps, turned into an `Advance`: a resumed training starts where it was."""
+    done = 0
+
+    def progress(step: int, loss: float) -> None:
+        nonlocal done
+        advance(step - done, f"loss {loss:.5f}")
+        done = step
+
+    return progress
+
+
 def train_builtin_denoiser(out: Path, work: Path, steps: int | None) -> dict[str, object]:
     """Train or resume the denoiser in `work`, then write the diffusers pipeline and its evidence to `out`."""
     config = DenoiserTraining() if steps is None else DenoiserTraining(steps=steps)
     with stage("training the denoiser", config.steps) as advance:
-
-        def progress(step: int, loss: float) -> None:
-            advance(1, f"loss {loss:.4f}")
-
-        average = train_denoiser(config, work, progress)
+        average = train_denoiser(config, work, counted(advance))
     out.mkdir(parents=True, exist_ok=True)
     scheduler = new_scheduler()
     DDPMPipeline(average.eval(), scheduler).save_pretrained(out, safe_serialization=True)
@@ -79,13 +88,15 @@ def train_builtin_reader(out: Path, work: Path, steps: int | None) -> dict[str, 
     """Train or resume the attribute reader, then write it to `out`."""
     config = ReaderTraining() if steps is None else ReaderTraining(steps=steps)
     with stage("training the attribute reader", config.steps) as advance:
-        reader = train_reader(config, work, lambda step, loss: advance(1, f"loss {loss:.5f}"))
+        reader = train_reader(config, work, counted(advance))
     write_reader(reader, config, json.loads((work / "losses.json").read_text()), out)
     return {"folder": str(out), "steps": config.steps}
 
 
 def train(what: str, out: Path | None, work: Path | None, steps: int | None) -> dict[str, object]:
     """`rhumb train`: resumes from the checkpoints in `work`, uses a GPU when there is one."""
+    if steps is not None and steps < 1:
+        raise InputError("--steps", steps, "at least 1")
     name = {"builtin": "denoiser", "reader": "reader", "data": ""}[what]
     target = out or builtin_folder() / name
     checkpoints = work or target.parent.parent / "training" / (name or "data")

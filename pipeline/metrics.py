@@ -145,7 +145,7 @@ class VisibleStrength:
 
 
 def visible_strength(
-    decode: Callable[[torch.Tensor], torch.Tensor],
+    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     reference: torch.Tensor,
     mask: torch.Tensor,
     *,
@@ -158,7 +158,8 @@ def visible_strength(
     """Scale B strengths until each decoded change is `target` RMS inside its mask: a bracketed secant search.
 
     Args:
-        decode: strengths (B,) -> images (B, C, H, W); the only cost, called at most `evaluations` times.
+        decode: (strengths (n,), cases (n,)) -> images (n, C, H, W) of the cases named by index; the only cost, called
+            at most `evaluations` times, and only for cases that have not settled.
         reference: (B, C, H, W), the strength-0 reconstructions under the same noise.
         mask: (H, W) or (B, H, W).
         target: wanted RMS in units of [-1, 1] pixels.
@@ -184,10 +185,15 @@ def visible_strength(
     best, best_rms = torch.zeros_like(trial), torch.zeros_like(trial)
     images, used = reference.clone(), 0
     limited = torch.zeros_like(trial, dtype=torch.bool)
+    rms, decoded = torch.zeros_like(trial), reference.clone()
+    open_cases = torch.arange(len(reference), device=reference.device)
+    where = mask.expand(len(reference), *reference.shape[-2:])
     for _ in range(evaluations):
-        decoded = decode(sign * trial)
+        decoded[open_cases] = decode((sign * trial)[open_cases], open_cases)
         used += 1
-        rms = rms_inside(decoded - reference, mask).nan_to_num(nan=math.inf)  # a broken picture is too strong
+        change = decoded[open_cases] - reference[open_cases]
+        # a broken picture is too strong
+        rms[open_cases] = rms_inside(change, where[open_cases]).nan_to_num(nan=math.inf)
         closer = (rms - target).abs() < (best_rms - target).abs()
         best, best_rms = torch.where(closer, trial, best), torch.where(closer, rms, best_rms)
         images = torch.where(closer[:, None, None, None], decoded, images)
@@ -196,7 +202,8 @@ def visible_strength(
         high, high_rms = torch.where(weak, high, trial), torch.where(weak, high_rms, rms)
         reached = (best_rms - target).abs() <= tolerance * target
         limited = weak & (trial >= limit) & ~reached
-        if bool((reached | limited).all()):
+        open_cases = (~(reached | limited)).nonzero().squeeze(1)
+        if len(open_cases) == 0:
             break
         proposal = _next_strength(target, (low, low_rms), (high, high_rms), limit)
         trial = torch.where(reached | limited, torch.where(best > 0, best, trial), proposal)

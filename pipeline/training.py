@@ -7,17 +7,19 @@ rendered on the fly from (seed, step), so a resumed run sees the same data as an
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
-import time
+import pickle
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.errors import InputError
 from pipeline.faces.factors import sample_factors
 from pipeline.faces.render import SIZE, render
 
@@ -28,17 +30,17 @@ class DenoiserTraining(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 0
-    steps: int = 20000
-    batch: int = 16
+    steps: int = Field(default=20000, ge=1)
+    batch: int = Field(default=16, ge=1)
     learning_rate: float = 1.2e-3
-    warmup: int = 300
+    warmup: int = Field(default=300, ge=1)
     cooldown: float = 0.3  # last share of the steps, over which the learning rate falls to zero
     ema: float = 0.9995
     paintings: float = 0.25  # share of each batch in the second style
     low_noise: float = 0.85  # share of each batch with t below 0.75 T
     snr_limit: float = 10.0  # weight 1 / (1 + SNR / limit) on the v-loss, after Hang et al. 2023
     channels: tuple[int, ...] = (16, 32, 96)
-    bfloat16_until: float = 0.7  # share of the steps run in bfloat16 autocast
+    bfloat16_until: float = 0.9  # share of the steps run in bfloat16 autocast
 
 
 def new_unet(channels: tuple[int, ...]) -> UNet2DModel:
@@ -90,10 +92,93 @@ def learning_rate(config: DenoiserTraining, step: int) -> float:
     return config.learning_rate * rise * fall
 
 
-def _save(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+@dataclass
+class _Run:
+    """All that a training run carries from one step to the next."""
+
+    model: UNet2DModel
+    average: UNet2DModel
+    optimiser: torch.optim.AdamW
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, config: DenoiserTraining, device: torch.device) -> _Run:
+        torch.manual_seed(config.seed)
+        model = new_unet(config.channels).to(device)
+        average = copy.deepcopy(model).requires_grad_(False)
+        return cls(model, average, torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0))
+
+    def load(self, path: Path, config: DenoiserTraining, device: torch.device) -> None:
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(str(path), "a damaged checkpoint", "a whole one", "Delete it to begin anew.") from error
+        there, wanted = json.loads(state.get("config", "{}")), json.loads(config.model_dump_json())
+        for name, value in there.items():
+            if wanted.get(name) != value:
+                raise InputError(
+                    f"training: {name}", wanted.get(name), f"{value}, as in {path}",
+                    "Train with the settings that were begun with, or in another folder.",
+                )  # fmt: skip
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.losses = state["step"], state["losses"]
+
+    def save(self, folder: Path, config: DenoiserTraining) -> None:
+        """The losses first: whoever finds a checkpoint finds at least its losses."""
+        state = {
+            "config": config.model_dump_json(),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "losses": self.losses,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        _replace(folder / "losses.json", json.dumps(self.losses).encode())
+        _replace(folder / "checkpoint.pt", buffer.getvalue())
+
+    def advance(self, config: DenoiserTraining, alphas: torch.Tensor) -> float:
+        """One step of the optimiser and of the average; returns the loss."""
+        device = alphas.device
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        images, noise, t = (x.to(device) for x in training_batch(config, self.step))
+        abar = alphas[t][:, None, None, None]
+        noisy = abar.sqrt() * images + (1 - abar).sqrt() * noise
+        target = abar.sqrt() * noise - (1 - abar).sqrt() * images
+        weight = 1 / (1 + abar / (1 - abar) / config.snr_limit)
+        low_precision = self.step < config.bfloat16_until * config.steps
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision):
+            output = self.model(noisy, t).sample
+        loss = (weight * (output.float() - target) ** 2).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for a, p in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                a.lerp_(p, 1 - decay)
+        self.step += 1
+        self.losses.append(float(loss.detach()))
+        return self.losses[-1]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """The whole new file or the old one, whenever the process dies."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def train_denoiser(
@@ -103,57 +188,19 @@ def train_denoiser(
 
     `progress(step, loss)` is called after every step. Uses a GPU when there is one. Cost: one forward and one
     backward pass of `config.batch` images per step.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of a run with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    model = new_unet(config.channels).to(device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    start, losses = 0, []
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, losses = state["step"], state["losses"]
+    run = _Run.begin(config, device)
+    if (folder / "checkpoint.pt").exists():
+        run.load(folder / "checkpoint.pt", config, device)
     alphas = new_scheduler().alphas_cumprod.to(device)
-    last_save = time.monotonic()
-    for step in range(start, config.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, step)
-        images, noise, t = (x.to(device) for x in training_batch(config, step))
-        abar = alphas[t][:, None, None, None]
-        noisy = abar.sqrt() * images + (1 - abar).sqrt() * noise
-        target = abar.sqrt() * noise - (1 - abar).sqrt() * images
-        weight = 1 / (1 + abar / (1 - abar) / config.snr_limit)
-        low_precision = step < config.bfloat16_until * config.steps
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision):
-            output = model(noisy, t).sample
-        loss = (weight * (output.float() - target) ** 2).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for a, p in zip(average.parameters(), model.parameters(), strict=True):
-                a.lerp_(p, 1 - decay)
-        losses.append(float(loss))
-        progress(step + 1, losses[-1])
-        if (step + 1) % save_every == 0 or step + 1 == config.steps:
-            _save(
-                checkpoint,
-                {
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "step": step + 1,
-                    "losses": losses,
-                },
-            )
-            (folder / "losses.json").write_text(json.dumps(losses))
-            last_save = time.monotonic()
-    del last_save
-    return average
+    while run.step < config.steps:
+        loss = run.advance(config, alphas)
+        progress(run.step, loss)
+        if run.step % save_every == 0 or run.step == config.steps:
+            run.save(folder, config)
+    return run.average

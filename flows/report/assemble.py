@@ -33,6 +33,7 @@ from flows.report.sheet import contact_sheet
 from flows.report.words import GLOSSARY, facts, headline, provenance_rows, quality, settings_tried
 from flows.summary import direction_table
 from pipeline.editing import DecodeSettings, Edit, apply_edits, compose, decode, interpolation_grid
+from pipeline.errors import CatalogError
 from pipeline.faces.factors import FACTORS
 from pipeline.metrics import roir
 from pipeline.models.contract import Denoiser
@@ -163,7 +164,7 @@ def _locality(table: Sequence[Mapping[str, Any]], region: str) -> list[tuple[str
 def _homogeneity(catalog: Catalog, region: str) -> str:
     sentences = []
     for space, kind in (("x", "local"), ("h", "individual")):
-        if len(set(catalog.directions(region=region, space=space, kind=kind).column("image_id").to_pylist())) < 2:
+        if catalog.directions(region=region, space=space, kind=kind, rank=0).num_rows < 2:
             continue
         spread = homogeneity(catalog, region, space, kind, rank=0, by="effect").of_rank[0]
         sentences.append(
@@ -228,13 +229,20 @@ def _reader_for(catalog: Catalog) -> AttributeReader | None:
 
 
 @torch.no_grad()
-def write_report(folder: Path, out: Path, advance: Advance = silent) -> Path:
+def write_report(folder: Path, out: Path, advance: Advance = silent, model: str | None = None) -> Path:
     """Write `out/index.html` and `out/contact-sheet.png` for a catalog; returns the page's path.
 
-    Decodes about a hundred edits of `edit.steps` network passes each.
+    Decodes about a hundred edits of `edit.steps` network passes each. `model` says where the catalog's model lies, if
+    not where its recipe says.
+
+    Raises:
+        CatalogError: no directions to show.
+        ModelError: as `model_of`.
     """
     with Catalog.open(folder) as catalog:
-        denoiser, settings = model_of(catalog)
+        if catalog.manifest.rows("directions") == 0:
+            raise CatalogError(str(folder), "no directions", "a catalog with directions to show", "Mine some first.")
+        denoiser, settings = model_of(catalog, model)
         studio = _Studio(catalog, denoiser, settings.timestep, settings.decode, _reader_for(catalog))
         table = direction_table(catalog)
         present = {row["region"] for row in table}

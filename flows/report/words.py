@@ -11,6 +11,7 @@ import numpy as np
 from catalog.reader import Catalog
 from flows.paths import data_folder
 from flows.report.page import RegionSection, number, plain_name
+from flows.summary import failures_of
 
 GLOSSARY: list[tuple[str, str]] = [
     ("direction", "a unit vector that, added to the noisy image or to the network's middle layer, edits the picture"),
@@ -58,7 +59,7 @@ def facts(catalog: Catalog) -> list[tuple[str, str]]:
             f"rank {method['jive']['rank']}, joint {method['jive']['joint_rank']}, "
             f"individual {method['jive']['individual_rank']}",
         ),
-        ("failed images", str(len(catalog.manifest.failed_images))),
+        ("failed images", str(len(failures_of(catalog)))),
     ]
 
 
@@ -66,11 +67,11 @@ def quality(catalog: Catalog, table: Sequence[Mapping[str, Any]]) -> list[tuple[
     """Quality figures with what they mean."""
     psnr = [row["round_trip_psnr"] for row in catalog.images().to_pylist()]
     singular = catalog.directions(kind="singular").to_pylist()
-    residuals = [row["residual"] for row in singular]
+    residual = max((row["residual"] for row in singular), default=None)
     converged = sum(bool(row["converged"]) for row in singular)
     rows = [
         ("median round-trip PSNR", f"{np.median(psnr):.1f} dB", "inversion and back; 42 dB is hard to see"),
-        ("largest residual", number(max(residuals)), "of the singular triplets, relative to the largest one"),
+        ("largest residual", number(residual), "of the singular triplets, relative to the largest one"),
         ("converged", f"{converged} of {len(singular)}", "singular triplets within the recipe's tolerance"),
     ]
     for space, plain, ours in (("x", "singular", "local"), ("h", "singular", "individual")):

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from flows.console import answer, table
+from flows.console import answer
 from pipeline.models.contract import Denoiser
 
 
@@ -117,18 +117,35 @@ def figure(
     """
     if not values:
         return Figure(math.nan, math.nan, math.nan, 0)
-    numbers, names = np.asarray(values, dtype=np.float64), np.asarray(images)
-    groups = [np.flatnonzero(names == name) for name in dict.fromkeys(images)]
-    compute = np.median if statistic == "median" else np.mean
-    generator = np.random.default_rng(seed)
-    drawn = []
-    with np.errstate(invalid="ignore"):  # inf - inf inside numpy's median of infinite ratios
-        for _ in range(samples):
-            pick = generator.integers(len(groups), size=len(groups))
-            drawn.append(float(compute(numbers[np.concatenate([groups[i] for i in pick])])))
-        drawn.sort()
-        edges = (drawn[round(0.025 * (samples - 1))], drawn[round(0.975 * (samples - 1))])
-        return Figure(float(compute(numbers)), *edges, len(values))
+    order = np.argsort(np.asarray(values, dtype=np.float64), kind="stable")
+    numbers = np.asarray(values, dtype=np.float64)[order]
+    _, image_of = np.unique(np.asarray(images)[order], return_inverse=True)
+    count = int(image_of.max()) + 1
+    pick = np.random.default_rng(seed).integers(count, size=(samples, count))
+    drawn = np.zeros((samples + 1, count), dtype=np.int64)  # how often each sample drew each image
+    np.add.at(drawn, (np.arange(samples)[:, None], pick), 1)
+    drawn[-1] = 1  # the last row is the data itself
+    compute = _medians if statistic == "median" else _means
+    results = compute(numbers, drawn[:, image_of])
+    low, high = np.sort(results[:-1])[[round(q * (samples - 1)) for q in (0.025, 0.975)]]
+    return Figure(float(results[-1]), float(low), float(high), len(values))
+
+
+def _medians(numbers: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Medians (s,) of sorted `numbers` (n,) repeated `weights` (s, n) times."""
+    until = weights.cumsum(1)
+    total = until[:, -1:]
+    ends = [numbers[(until <= middle).sum(1)] for middle in ((total - 1) // 2, total // 2)]
+    result: np.ndarray = np.where(ends[0] == ends[1], ends[0], 0.5 * ends[0] + 0.5 * ends[1])
+    return result
+
+
+def _means(numbers: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means (s,) of `numbers` (n,) repeated `weights` (s, n) times; infinite numbers count only where drawn."""
+    finite = np.isfinite(numbers)
+    sums = weights[:, finite] @ numbers[finite]
+    broken = (weights[:, ~finite] > 0).any(1)
+    return np.where(broken, np.inf, sums / weights.sum(1))
 
 
 @dataclass(frozen=True)
@@ -221,6 +238,14 @@ def finish(content: Mapping[str, Any], given: Options, tables: Callable[[], None
 
     answer(content, given.json, text)
     return 0
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print an aligned table on stdout without wrapping: logs have no width, and these rows are long."""
+    cells = [[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(c.ljust(width) for c, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    sys.stdout.write("\n".join([title, "-" * len(title), *lines, "", ""]))
 
 
 def _shown(value: float | None) -> str:

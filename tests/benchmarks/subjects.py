@@ -1,4 +1,4 @@
-"""The images a benchmark works on: loaded, inverted and decoded again, with the model and the reader that judge them."""
+"""The images a benchmark works on: loaded, inverted and decoded again, with the model and reader that judge them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def inverted(bench: Bench, x0: torch.Tensor, timestep: int, steps: int) -> torch
     """x_t of images (B, C, H, W) in batches. Cost: `steps` passes an image."""
     with bench.clock.stage("inversion"), stage(f"inverting to t = {timestep}", len(x0)) as advance:
         parts = []
-        for part in x0.split(BATCH):
+        for part in torch.split(x0, BATCH):
             parts.append(invert(bench.denoiser, part, timestep, steps))
             advance(len(part), "")
     return torch.cat(parts)
@@ -98,7 +98,7 @@ def inverted(bench: Bench, x0: torch.Tensor, timestep: int, steps: int) -> torch
 def decoded(bench: Bench, x_t: torch.Tensor, timestep: int, settings: DecodeSettings) -> torch.Tensor:
     """Images of latents (B, C, H, W) in batches, unedited. Cost: `settings.steps` passes an image."""
     with bench.clock.stage("reconstruction"):
-        return torch.cat([decode(bench.denoiser, part, timestep, settings) for part in x_t.split(BATCH)])
+        return torch.cat([decode(bench.denoiser, part, timestep, settings) for part in torch.split(x_t, BATCH)])
 
 
 def make_subjects(bench: Bench, images: Sequence[SourceImage]) -> list[Subject]:

@@ -7,7 +7,7 @@ reconstruction under the same steps and noise. Trials of many images run as one 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -71,36 +71,19 @@ class Trial:
         return tuple(found)
 
 
-class _EditDecoder:
-    """strengths (B,) -> edited images (B, C, H, W); a strength already decoded for a case is not decoded again.
+def _decoder(bench: Bench, cases: Sequence[Case]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(strengths (n,), cases (n,)) -> edited images (n, C, H, W)."""
+    vectors = torch.stack([case.vector for case in cases])
+    latents = torch.stack([case.subject.x_t for case in cases])
+    settings, space = bench.settings, cases[0].space
 
-    The search for visible strengths asks for all cases until the last has settled; most settle early.
-    """
+    def edited(strengths: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        shift = vectors[which] * strengths.to(vectors)[:, None, None, None]
+        if space == "x":
+            return decode(bench.denoiser, latents[which] + shift, settings.timestep, settings.decode)
+        return decode(bench.denoiser, latents[which], settings.timestep, settings.decode, h_shift=shift)
 
-    def __init__(self, bench: Bench, cases: Sequence[Case]) -> None:
-        self._bench, self._space = bench, cases[0].space
-        self._vectors = torch.stack([case.vector for case in cases])
-        self._latents = torch.stack([case.subject.x_t for case in cases])
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def __call__(self, strengths: torch.Tensor) -> torch.Tensor:
-        images = torch.empty_like(self._latents)
-        todo = torch.ones_like(strengths, dtype=torch.bool)
-        for before, decoded in self._seen:
-            known = before == strengths
-            images[known], todo = decoded[known], todo & ~known
-        if bool(todo.any()):
-            images[todo] = self._decode(todo, strengths)
-        self._seen.append((strengths.clone(), images))
-        return images
-
-    def _decode(self, todo: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
-        settings = self._bench.settings
-        shift = self._vectors[todo] * strengths[todo].to(self._vectors)[:, None, None, None]
-        latents = self._latents[todo]
-        if self._space == "x":
-            return decode(self._bench.denoiser, latents + shift, settings.timestep, settings.decode)
-        return decode(self._bench.denoiser, latents, settings.timestep, settings.decode, h_shift=shift)
+    return edited
 
 
 def run_trials(bench: Bench, cases: Sequence[Case], title: str) -> list[Trial]:
@@ -125,7 +108,7 @@ def _batch(bench: Bench, cases: Sequence[Case]) -> list[Trial]:
     masks = torch.stack([case.subject.masks[case.region] for case in cases])
     guesses = torch.tensor([math.copysign(min(abs(case.first_guess), limit), case.first_guess) for case in cases])
     found = visible_strength(
-        _EditDecoder(bench, cases),
+        _decoder(bench, cases),
         reference,
         masks,
         target=VISIBLE_RMS,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from flows.console import answer, stderr, table
+from flows.console import answer, stderr
 from pipeline.directions import MINIMAL_KEPT_SHARE, loco_inside, null_space_projection
 from pipeline.inversion import Convention
 from pipeline.jacobian import jacobian
@@ -29,7 +29,7 @@ from pipeline.operators import LinearOperator
 from pipeline.svd import TruncatedSVD, masked_svds
 from tests.benchmarks.edit_figures import Edited, by_region, transfer_figures
 from tests.benchmarks.edits import transfers
-from tests.benchmarks.harness import Options, plain, save_json
+from tests.benchmarks.harness import Options, plain, save_json, table
 from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench
 from tests.benchmarks.trials import Case, better_of_both_signs
 
@@ -87,13 +87,14 @@ def grid(given: argparse.Namespace) -> list[Setting]:
     if "x" in spaces:
         for null_rank in map(int, given.null_ranks.split(",")):
             variants = ["projected"] if null_rank == 0 else given.variants.split(",")
-            found += [LocalSetting(null_rank, variant) for variant in variants]
+            found += [LocalSetting(null_rank, "inside" if v == "inside" else "projected") for v in variants]
     if "h" in spaces:
         for ranks in given.ranks.split(","):
             for window in given.windows.split(","):
                 for convention in given.conventions.split(","):
                     high, low = (float(edge) for edge in window.split(":"))
-                    found.append(ComponentSetting(*(int(r) for r in ranks.split("/")), (high, low), convention))
+                    rank, joint, individual = (int(part) for part in ranks.split("/"))
+                    found.append(ComponentSetting(rank, joint, individual, (high, low), convention))
     return found
 
 
@@ -138,7 +139,7 @@ def _local(operator: LinearOperator, subject: Subject, svds: Singulars, setting:
             vector = inside.vectors[0]
         if kept >= MINIMAL_KEPT_SHARE:
             kind: Literal["singular", "local"] = "singular" if setting.null_rank == 0 else "local"
-            found.append(Direction(region, "x", kind, 0, vector, svd.sigma, kept_share=kept))
+            found.append(Direction(region, "x", kind, 0, vector, svd.sigma, parents=(0,), kept_share=kept))
     return found
 
 

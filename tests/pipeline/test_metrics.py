@@ -102,10 +102,10 @@ def test_mask_iou_closed_forms() -> None:
 def decoder(power: float, gains: torch.Tensor, calls: list[int]):  # type: ignore[no-untyped-def]
     """Change inside the mask of RMS gain * |strength| ** power, saturating at 0.9."""
 
-    def decode(strengths: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        change = strengths.sign() * (gains * strengths.abs() ** power).clamp(max=0.9)
-        return change.view(-1, 1, 1, 1) * corner() + torch.zeros(len(gains), 3, 8, 8)
+    def decode(strengths: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
+        calls.append(len(cases))
+        change = strengths.sign() * (gains[cases] * strengths.abs() ** power).clamp(max=0.9)
+        return change.view(-1, 1, 1, 1) * corner() + torch.zeros(len(cases), 3, 8, 8)
 
     return decode
 
@@ -143,13 +143,25 @@ def test_linear_change_is_found_in_two_evaluations() -> None:
     assert len(calls) == 2
 
 
+def test_settled_cases_are_not_decoded_again() -> None:
+    calls: list[int] = []
+    visible_strength(
+        decoder(1.0, torch.tensor([0.15, 0.1]), calls),
+        torch.zeros(2, 3, 8, 8),
+        corner(),
+        first_guess=1.0,
+        limit=50.0,
+    )
+    assert calls == [2, 1]
+
+
 def test_range_limit_is_reported_and_never_exceeded() -> None:
     tried: list[float] = []
     inner = decoder(1.0, torch.tensor([0.01, 0.1]), [])
 
-    def decode(strengths: torch.Tensor) -> torch.Tensor:
+    def decode(strengths: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
         tried.append(float(strengths.abs().max()))
-        return inner(strengths)  # type: ignore[no-any-return]
+        return inner(strengths, cases)  # type: ignore[no-any-return]
 
     found = visible_strength(decode, torch.zeros(2, 3, 8, 8), corner(), first_guess=1.0, limit=5.0)
     assert found.limited.tolist() == [True, False] and found.reached.tolist() == [False, True]
@@ -157,7 +169,7 @@ def test_range_limit_is_reported_and_never_exceeded() -> None:
 
 
 def test_broken_pictures_count_as_too_strong() -> None:
-    def decode(strengths: torch.Tensor) -> torch.Tensor:
+    def decode(strengths: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
         change = torch.where(strengths > 3, math.nan, 0.1 * strengths)
         return change.view(-1, 1, 1, 1).expand(1, 3, 8, 8)
 
@@ -293,8 +305,8 @@ def test_bad_input_is_named() -> None:
         (lambda: rank_ratio(torch.ones(5), 3), "dimension"),
         (lambda: success(BEFORE, BEFORE, (), 0.1), "own"),
         (lambda: success(BEFORE, BEFORE, ("beard",), 0.1), "beard"),
-        (lambda: visible_strength(lambda s: before, before, mask, first_guess=0.0, limit=1.0), "first_guess"),
-        (lambda: visible_strength(lambda s: before, before, mask, first_guess=2.0, limit=1.0), "first_guess"),
+        (lambda: visible_strength(lambda s, i: before, before, mask, first_guess=0.0, limit=1.0), "first_guess"),
+        (lambda: visible_strength(lambda s, i: before, before, mask, first_guess=2.0, limit=1.0), "first_guess"),
     ]
     for call, message in cases:
         with pytest.raises(InputError, match=message):

@@ -1,0 +1,57 @@
+"""Ranks of a recipe against the spaces they are of, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from flows.datasets import LoadedDataset, SourceImage
+from flows.recipe import Recipe
+from pipeline.errors import InputError
+from pipeline.models.contract import Denoiser
+
+
+def check_ranks(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None:
+    """Raise InputError where a rank of the recipe is larger than its space allows on some image.
+
+    A masked Jacobian has at most as many singular values as the mask has numbers, or as the space has entries.
+    """
+    jive = recipe.method.jive
+    if denoiser.info.bottleneck_shape is not None and jive.individual_rank > jive.rank:
+        raise _too_large("method.jive.individual_rank", jive.individual_rank, jive.rank, "method.jive.rank")
+    for image in data.images:
+        _check_x(recipe, denoiser, image)
+        if denoiser.info.bottleneck_shape is not None:
+            _check_h(recipe, denoiser, image, math.prod(denoiser.info.bottleneck_shape))
+
+
+def _check_x(recipe: Recipe, denoiser: Denoiser, image: SourceImage) -> None:
+    channels, loco = denoiser.info.image_shape[0], recipe.method.loco
+    for region, mask in image.masks.items():
+        where = f"{region} on {image.source}"
+        inside, outside = int(mask.sum()) * channels, int((~mask).sum()) * channels
+        if loco.rank > inside:
+            raise _too_large("method.loco.rank", loco.rank, inside, f"the size of {where}")
+        if loco.null_rank > outside:
+            raise _too_large("method.loco.null_rank", loco.null_rank, outside, f"the size of what is not {where}")
+
+
+def _check_h(recipe: Recipe, denoiser: Denoiser, image: SourceImage, width: int) -> None:
+    channels, jive = denoiser.info.image_shape[0], recipe.method.jive
+    blocks = dict(image.masks)
+    rest = ~np.any(list(image.masks.values()), axis=0)
+    if rest.any():
+        blocks["everything else"] = rest
+    for name, mask in blocks.items():
+        limit = min(int(mask.sum()) * channels, width)
+        if jive.rank > limit:
+            raise _too_large("method.jive.rank", jive.rank, limit, f"the size of {name} on {image.source}")
+    room = min(len(blocks) * jive.rank, width) - jive.individual_rank
+    if jive.joint_rank > room:
+        why = f"what ranks {jive.rank} of {len(blocks)} blocks and individual_rank leave room for on {image.source}"
+        raise _too_large("method.jive.joint_rank", jive.joint_rank, room, why)
+
+
+def _too_large(field: str, rank: int, limit: int, why: str) -> InputError:
+    return InputError(f"recipe: {field}", rank, f"at most {limit}, {why}")

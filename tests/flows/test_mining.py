@@ -1,0 +1,213 @@
+"""From a recipe to records: ids, evidence, previews, ranks and provenance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import flows.mining
+from catalog.reader import Catalog
+from flows.datasets import LoadedDataset, load_dataset
+from flows.mining import (
+    Miner,
+    MiningReport,
+    as_tensor,
+    chunks_of,
+    mining_settings,
+    open_model,
+    provenance,
+    small_effect,
+)
+from flows.ranks import check_ranks
+from flows.recipe import Recipe, load_recipe
+from pipeline.errors import InputError
+from pipeline.models.contract import Denoiser
+from tests.flows import tiny
+
+
+@pytest.fixture(scope="module")
+def denoiser(tiny_model: Path) -> Denoiser:
+    return open_model(str(tiny_model))
+
+
+@pytest.fixture
+def recipe(world: Path) -> Recipe:
+    return load_recipe(world / "recipe.yaml")
+
+
+@pytest.fixture
+def data(recipe: Recipe, denoiser: Denoiser) -> LoadedDataset:
+    return load_dataset(recipe, denoiser.info.image_shape)
+
+
+def rows(folder: Path, **equals: Any) -> list[dict[str, Any]]:
+    with Catalog.open(folder) as catalog:
+        return catalog.directions(**equals).to_pylist()
+
+
+def test_every_image_region_space_and_kind_has_its_directions(mined: Path) -> None:
+    every = rows(mined / "catalog")
+    kinds = {("x", "singular"), ("x", "local"), ("h", "singular"), ("h", "joint"), ("h", "individual")}
+    groups = {(row["image_id"], row["region"], row["space"], row["kind"]) for row in every}
+    assert len(every) == len(groups) == 5 * len(tiny.REGIONS) * len(kinds)
+    assert {group[2:] for group in groups} == kinds
+
+
+def test_singular_directions_carry_residuals_and_derived_ones_their_parents(mined: Path) -> None:
+    every = {row["direction_id"]: row for row in rows(mined / "catalog")}
+    for row in every.values():
+        assert row["gain"] > 0
+        assert row["strength"] > 0
+        if row["kind"] == "singular":
+            assert row["residual"] >= 0
+            assert row["sigma"] == pytest.approx(row["gain"], rel=0.05)
+            assert row["parents"] == []
+        else:
+            assert 0 < row["kept_share"] <= 1
+            for parent in row["parents"]:
+                same = ("image_id", "region", "space")
+                assert [every[parent][name] for name in same] == [row[name] for name in same]
+                assert every[parent]["kind"] == "singular"
+    assert all(row["roir_before"] is not None for row in every.values() if row["kind"] == "local")
+
+
+def test_previews_show_minus_nothing_and_plus_side_by_side(mined: Path) -> None:
+    with Catalog.open(mined / "catalog") as catalog:
+        for key in catalog.directions(kind=["local", "individual"]).column("direction_id").to_pylist():
+            minus, centre, plus = np.split(catalog.preview(key).astype(int), 3, axis=1)
+            assert minus.shape == (16, 16, 3)
+            assert np.abs(plus - centre).max() > 0
+            assert np.abs(minus - centre).max() > 0
+
+
+def test_vectors_have_unit_norm_and_images_their_round_trip(mined: Path) -> None:
+    with Catalog.open(mined / "catalog") as catalog:
+        for row in catalog.directions().to_pylist():
+            assert np.linalg.norm(catalog.vector(row["direction_id"])) == pytest.approx(1, abs=1e-3)
+        for image in catalog.images().to_pylist():
+            assert np.isfinite(image["round_trip_psnr"])
+            assert catalog.latent(image["image_id"]).shape == (3, 16, 16)
+
+
+def test_ids_depend_on_settings_and_seed_and_on_nothing_else(
+    world: Path, tiny_model: Path, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+
+    def ids(**changes: Any) -> set[str]:
+        recipe = load_recipe(tiny.recipe(world, tiny_model, **changes))
+        data = load_dataset(recipe, denoiser.info.image_shape)
+        chunk = Miner(recipe, denoiser).mine(data.images, MiningReport(world))
+        return {direction.direction_id for direction in chunk.directions}
+
+    base = ids()
+    assert ids(name="renamed") == base
+    assert not ids(seed=1) & base
+    assert not ids(method={"tolerance": 0.2}) & base
+
+
+def test_an_image_fails_alone_within_its_chunk(
+    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_on_second(*asked: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise InputError("mask", "something", "something else")
+        return tiny.quick_mine_image(*asked)
+
+    calls: list[int] = []
+    monkeypatch.setattr(flows.mining, "mine_image", fails_on_second)
+    report = MiningReport(Path())
+    chunk = Miner(recipe, denoiser).mine(data.images, report)
+    assert [record.failure is None for record in chunk.images] == [True, False, True]
+    assert report.failed == {data.images[1].source: "InputError: mask: found something; expected something else"}
+    assert {direction.image_id for direction in chunk.directions} == {data.images[0].image_id, data.images[2].image_id}
+    assert report.images == 2
+
+
+def test_evidence_that_is_not_finite_is_a_failure_and_never_stored(
+    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*asked: Any) -> Any:
+        mined = tiny.quick_mine_image(*asked)
+        object.__setattr__(mined.directions[0], "strength", float("nan"))
+        return mined
+
+    monkeypatch.setattr(flows.mining, "mine_image", broken)
+    chunk = Miner(recipe, denoiser).mine(data.images[:1], MiningReport(Path()))
+    assert chunk.directions == ()
+    assert "not finite" in str(chunk.images[0].failure)
+
+
+def test_an_inversion_that_diverges_is_a_failure(
+    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (1, *denoiser.info.image_shape)
+    monkeypatch.setattr(flows.mining, "invert", lambda *_: torch.full(shape, torch.nan))
+    chunk = Miner(recipe, denoiser).mine(data.images[:1], MiningReport(Path()))
+    assert "DDIM inversion" in str(chunk.images[0].failure)
+
+
+def test_an_exact_round_trip_has_a_finite_psnr(
+    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.mining, "round_trip_psnr", lambda x0, back: torch.full((len(x0),), torch.inf))
+    chunk = Miner(recipe, denoiser).mine(data.images, MiningReport(Path()))
+    assert all(np.isfinite(record.round_trip_psnr) for record in chunk.images)
+
+
+def test_chunks_cut_the_data_set_in_its_own_order(data: LoadedDataset) -> None:
+    cut = chunks_of(data.images)
+    assert [len(part) for part in cut] == [2, 1]
+    assert tuple(image for part in cut for image in part) == data.images
+
+
+def test_fractions_of_the_schedule_become_its_indices(recipe: Recipe, denoiser: Denoiser) -> None:
+    settings = mining_settings(recipe, denoiser)
+    assert denoiser.info.train_timesteps == 50
+    assert settings.timestep == round(0.35 * 50)
+    assert settings.decode.h_window == (round(0.35 * 50), 0)
+
+
+def test_a_model_without_a_bottleneck_is_mined_in_x_space_only(
+    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = open_model(str(tiny_model))
+    monkeypatch.setattr(flat, "info", type(flat.info)(**{**vars(flat.info), "bottleneck_shape": None}))
+    assert mining_settings(recipe, flat).jive is None
+    assert list(provenance(recipe, flat, data).spaces) == ["x"]
+    check_ranks(recipe.model_copy(update={"method": _method(recipe, jive={"individual_rank": 99})}), flat, data)
+
+
+def _method(recipe: Recipe, **changes: Any) -> Any:
+    method = recipe.method
+    parts = {name: getattr(method, name).model_copy(update=value) for name, value in changes.items()}
+    return method.model_copy(update=parts)
+
+
+def test_the_largest_ranks_that_fit_are_accepted_and_one_more_is_not(
+    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset
+) -> None:
+    smallest = min(int(mask.sum()) for image in data.images for mask in image.masks.values()) * 3
+    for rank, fits in ((smallest, True), (smallest + 1, False)):
+        asked = recipe.model_copy(update={"method": _method(recipe, loco={"rank": rank})})
+        if fits:
+            check_ranks(asked, denoiser, data)
+        else:
+            with pytest.raises(InputError, match=f"at most {smallest}"):
+                check_ranks(asked, denoiser, data)
+
+
+def test_tensors_and_effects_have_their_documented_scale() -> None:
+    pixels = np.array([[[0, 128, 255]]], dtype=np.uint8)
+    assert as_tensor(pixels).flatten().tolist() == pytest.approx([-1, 128 / 127.5 - 1, 1])
+    for side in (8, 16, 64):
+        effect = small_effect(torch.randn(3, side, side, generator=torch.Generator().manual_seed(side)))
+        assert effect.shape == (3, 16, 16)
+        assert np.linalg.norm(effect) == pytest.approx(1, abs=1e-5)
+    assert not small_effect(torch.zeros(3, 16, 16)).any()

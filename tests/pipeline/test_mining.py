@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from pipeline.editing import DecodeSettings, decode
+from pipeline.errors import InputError
+from pipeline.jacobian import jacobian
+from pipeline.metrics import rms_inside
+from pipeline.mining import (
+    STRENGTH_LIMIT,
+    VISIBLE_RMS,
+    Direction,
+    JiveSettings,
+    LocoSettings,
+    MinedImage,
+    MiningSettings,
+    check_masks,
+    linear_strength,
+    mine_image,
+)
+from tests.pipeline.tiny_models import tiny_denoiser, tiny_image
+
+ONE_LEVEL = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+DENOISER = tiny_denoiser(dtype=torch.float64, **ONE_LEVEL)
+X_T = 0.3 * tiny_image(DENOISER)[0]
+SETTINGS = MiningSettings(
+    timestep=18,
+    loco=LocoSettings(rank=2, null_rank=4),
+    jive=JiveSettings(rank=3, joint_rank=2, individual_rank=2),
+    decode=DecodeSettings(steps=2),
+    tolerance=1e-3,
+)
+
+
+def masks() -> dict[str, torch.Tensor]:
+    left, right = torch.zeros(8, 8, dtype=torch.bool), torch.zeros(8, 8, dtype=torch.bool)
+    left[1:4, 1:4] = True
+    right[4:7, 3:7] = True
+    return {"left": left, "right": right}
+
+
+@pytest.fixture(scope="module")
+def mined() -> MinedImage:
+    with torch.no_grad():
+        return mine_image(DENOISER, X_T, masks(), SETTINGS)
+
+
+def of(mined: MinedImage, space: str, kind: str) -> list[Direction]:
+    return [d for d in mined.directions if (d.space, d.kind) == (space, kind)]
+
+
+@pytest.fixture(scope="module")
+def dense() -> torch.Tensor:
+    """d f / d x_t as a matrix (out, in)."""
+    operator = jacobian(DENOISER.differentiable(), X_T, SETTINGS.timestep, "x0/x")
+    eye = torch.eye(X_T.numel(), dtype=torch.float64).view(-1, *X_T.shape)
+    return operator.matvec(eye).flatten(1).T
+
+
+def test_singular_directions_are_those_of_the_dense_masked_jacobian(mined: MinedImage, dense: torch.Tensor) -> None:
+    for region, mask in masks().items():
+        rows = mask.expand(3, 8, 8).flatten()
+        _, sigma, vt = torch.linalg.svd(dense * rows[:, None], full_matrices=False)
+        for d in of(mined, "x", "singular"):
+            if d.region == region:
+                assert d.converged
+                assert d.sigma == pytest.approx(float(sigma[d.rank]), rel=1e-3)
+                assert abs(float(vt[d.rank] @ d.vector.flatten())) > 0.99
+
+
+def test_gain_and_leakage_are_measured_inside_and_outside(mined: MinedImage, dense: torch.Tensor) -> None:
+    assert mined.directions
+    for d in mined.directions:
+        if d.space != "x":
+            continue
+        effect = (dense @ d.vector.flatten()).view(X_T.shape)
+        mask = masks()[d.region]
+        torch.testing.assert_close(d.effect, effect)
+        assert d.gain == pytest.approx(float((effect * mask).norm()))
+        assert d.leakage == pytest.approx(float((effect * ~mask).norm()))
+
+
+def test_local_directions_lie_in_the_null_space_and_leak_less_than_their_parents(mined: MinedImage) -> None:
+    parents = {(d.region, d.rank): d for d in of(mined, "x", "singular")}
+    local = of(mined, "x", "local")
+    assert local
+    for d in local:
+        assert d.kept_share is not None
+        assert 0.05 <= d.kept_share <= 1.0
+        parent = parents[d.region, d.parents[0]]
+        assert d.roir_before == pytest.approx(parent.leakage / parent.gain)
+        assert abs(float((d.vector * parent.vector).sum())) == pytest.approx(d.kept_share, rel=1e-6)
+        assert d.leakage < parent.leakage
+
+
+def test_every_vector_has_unit_norm_and_canonical_sign(mined: MinedImage) -> None:
+    for d in mined.directions:
+        assert float(d.vector.norm()) == pytest.approx(1.0)
+        if d.kind != "local":
+            assert float(d.vector.flatten()[d.vector.abs().argmax()]) > 0
+
+
+def test_components_come_per_region_in_h_space_and_never_for_everything_else(mined: MinedImage) -> None:
+    for kind in ("singular", "joint", "individual"):
+        found = of(mined, "h", kind)
+        assert {d.region for d in found} == {"left", "right"}
+        assert all(tuple(d.vector.shape) == DENOISER.info.bottleneck_shape for d in found)
+        assert max(d.rank for d in found) < 2
+    for d in of(mined, "h", "individual"):
+        assert d.parents == (0, 1)
+        assert 0 < (d.kept_share or 0) <= 1
+
+
+def test_joint_and_individual_row_spaces_are_orthogonal(mined: MinedImage) -> None:
+    for region in masks():
+        joint = torch.stack([d.vector.flatten() for d in of(mined, "h", "joint") if d.region == region])
+        own = torch.stack([d.vector.flatten() for d in of(mined, "h", "individual") if d.region == region])
+        assert float((joint @ own.T).abs().max()) < 1e-6
+
+
+def test_visible_strength_makes_the_decoded_change_visible(mined: MinedImage) -> None:
+    reference = decode(DENOISER, X_T[None], SETTINGS.timestep, SETTINGS.decode)
+    checked = 0
+    for d in mined.directions:
+        if d.rank or d.strength >= STRENGTH_LIMIT[d.space]:
+            continue
+        step = d.strength * d.vector[None]
+        shifted, h_shift = (X_T[None] + step, None) if d.space == "x" else (X_T[None], step)
+        edited = decode(DENOISER, shifted, SETTINGS.timestep, SETTINGS.decode, h_shift)
+        change = float(rms_inside(edited - reference, masks()[d.region])[0])
+        assert change == pytest.approx(VISIBLE_RMS, rel=0.25)
+        assert d.roir is not None
+        assert math.isfinite(d.roir)
+        checked += 1
+    assert checked >= 2
+
+
+def test_only_first_directions_have_a_decoded_roir(mined: MinedImage) -> None:
+    assert all((d.roir is not None) == (d.rank == 0) for d in mined.directions)
+
+
+def test_mining_is_seeded(mined: MinedImage) -> None:
+    with torch.no_grad():
+        again = mine_image(DENOISER, X_T, masks(), SETTINGS)
+    assert again.products == mined.products
+    for one, two in zip(mined.directions, again.directions, strict=True):
+        assert torch.equal(one.vector, two.vector)
+        assert one.strength == two.strength
+
+
+def test_a_given_strength_is_kept_and_nothing_is_decoded() -> None:
+    only_x = dataclasses.replace(SETTINGS, jive=None, strength=2.5, loco=LocoSettings(rank=1, null_rank=0))
+    with torch.no_grad():
+        found = mine_image(DENOISER, X_T, masks(), only_x)
+    assert [(d.kind, d.strength, d.roir) for d in found.directions] == [("singular", 2.5, None)] * 2
+    assert found.products.total > 0
+
+
+def test_linear_strength_is_bounded_and_inverse_to_the_gain() -> None:
+    mask = masks()["left"]
+    weak, strong = (
+        Direction("left", "x", "singular", 0, X_T, torch.ones(1), effect=X_T, gain=gain) for gain in (1.0, 4.0)
+    )
+    assert linear_strength(weak, mask) == pytest.approx(4 * linear_strength(strong, mask))
+    assert linear_strength(dataclasses.replace(weak, gain=0.0), mask) == STRENGTH_LIMIT["x"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(8, 8, dtype=torch.bool), "an empty mask"),
+        (torch.ones(8, 8, dtype=torch.bool), "covers the whole image"),
+        (torch.ones(4, 8, dtype=torch.bool), "the model's image size"),
+        (torch.ones(8, 8, dtype=torch.uint8), "torch.bool"),
+    ],
+)
+def test_masks_that_select_nothing_or_everything_or_do_not_fit_are_refused(mask: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_masks({"eye": mask}, (8, 8))
+    with pytest.raises(InputError, match="at least one region"):
+        check_masks({}, (8, 8))
+
+
+def test_a_rank_larger_than_the_region_is_refused() -> None:
+    large = dataclasses.replace(SETTINGS, loco=LocoSettings(rank=28, null_rank=1))
+    with pytest.raises(InputError, match="rank of left: found 28; expected 1 to 27"), torch.no_grad():
+        mine_image(DENOISER, X_T, masks(), large)
