@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         "mine the directions of every image of a recipe into a catalog; run again to resume",
         ("recipe", {"type": Path, "metavar": "RECIPE", "help": "YAML recipe"}),
         ("--out", OUT | {"metavar": "CATALOG", "help": "catalog folder, new or from the same recipe"}),
+        ("--workers", {"type": int, "default": None, "help": "processes (default: one per core, one on a GPU)"}),
         ("--prefect", {"action": "store_true", "help": "run as a Prefect flow (embedded server, or PREFECT_API_URL)"}),
         JSON,
     )

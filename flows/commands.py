@@ -1,4 +1,7 @@
-"""What each `rhumb` command does. Every function takes the parsed arguments and returns an exit code (None is 0)."""
+"""What each `rhumb` command does. Every function takes the parsed arguments and returns an exit code (None is 0).
+
+What needs a model is imported inside its command: the others must not wait seconds for torch and diffusers.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import math
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +23,11 @@ from catalog.lookup import transfer_candidates
 from catalog.reader import Catalog
 from catalog.verify import verify as verify_catalog
 from flows.console import answer, say, stage, table
-from flows.datasets import load_dataset
-from flows.mining import MiningReport, model_place, open_model
-from flows.mining import mine as mine_images
-from flows.recipe import Recipe, load_recipe
+from flows.recipe import load_recipe
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from flows.mining import MiningReport
 
 
 def plain(value: Any) -> Any:
@@ -42,18 +45,6 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def run_mining(recipe: Recipe, out: Path, prefect: bool = False) -> MiningReport:
-    """Mine with a progress bar, directly or as a Prefect flow."""
-    denoiser = open_model(model_place(recipe))
-    data = load_dataset(recipe, denoiser.info.image_shape)
-    with stage("mining", len(data.images)) as advance:
-        if prefect:
-            from flows.prefect_flows import mine_with_prefect  # starting Prefect takes seconds: only when asked for
-
-            return mine_with_prefect(recipe, out, denoiser, data, advance)
-        return mine_images(recipe, out, denoiser, data, advance=advance)
-
-
 def _print_mining(report: MiningReport) -> None:
     say(
         f"{report.images} images mined, {report.already_done} already there, {len(report.failed)} failed; "
@@ -67,7 +58,9 @@ def _print_mining(report: MiningReport) -> None:
 
 def mine(arguments: Namespace) -> int:
     """`rhumb mine RECIPE --out CATALOG`."""
-    report = run_mining(load_recipe(arguments.recipe), arguments.out, arguments.prefect)
+    from flows.running import run_mining
+
+    report = run_mining(load_recipe(arguments.recipe), arguments.out, arguments.prefect, arguments.workers)
     if report.images or report.already_done:
         build_indexes(arguments.out)
     answer(plain(report), arguments.json, lambda: _print_mining(report))
@@ -232,6 +225,8 @@ def report(arguments: Namespace) -> None:
 
 def inspect(arguments: Namespace) -> None:
     """`rhumb inspect MODEL`."""
+    from flows.mining import open_model
+
     info = dataclasses.asdict(open_model(arguments.model).info)
     rows = [
         (name.replace("_", " "), " x ".join(map(str, v)) if isinstance(v, tuple) else v) for name, v in info.items()

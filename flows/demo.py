@@ -10,12 +10,13 @@ from catalog import hub
 from catalog import manifest as manifests
 from catalog.index import build_indexes
 from catalog.verify import verify
-from flows.commands import card_fields, run_mining
+from flows.commands import card_fields
 from flows.console import stage
 from flows.mining import model_place
 from flows.paths import builtin_recipe
 from flows.recipe import load_recipe
 from flows.report.assemble import write_report
+from flows.running import run_mining
 from pipeline.errors import CatalogError, ConflictError, InputError
 
 FOLDERS = ("catalog", "hub", "pulled", "report")

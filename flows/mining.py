@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +45,7 @@ from pipeline.mining import (
 from pipeline.models.contract import Denoiser
 from pipeline.models.loading import load_denoiser
 
+PREVIEWS = 16  # directions previewed in one pass
 CHUNK = 4  # images inverted together and committed together
 BEST_PSNR = 200.0  # dB; an exact round trip has no finite one, and evidence is a number
 METHOD_VERSION = 1  # raised when the same recipe gives other numbers; part of every id
@@ -69,15 +70,32 @@ class MiningReport:
     seconds: float = 0.0
     products: dict[str, int] = field(default_factory=lambda: {"jvp": 0, "vjp": 0})
 
+    def add(self, other: MiningReport) -> None:
+        """Add what another part of the same run did."""
+        self.images += other.images
+        self.directions += other.directions
+        self.failed.update(other.failed)
+        self.refused += other.refused
+        for kind, count in other.products.items():
+            self.products[kind] += count
 
-Work = Callable[[Sequence[SourceImage]], None]
-Runner = Callable[[Work, Sequence[SourceImage]], None]
-"""How one chunk is executed: directly, or as a Prefect task."""
+
+@dataclass(frozen=True)
+class MinedChunk:
+    """The records of one chunk, and what mining it took."""
+
+    chunk: Chunk
+    report: MiningReport
 
 
-def run_directly(work: Work, chunk: Sequence[SourceImage]) -> None:
-    """The runner without an orchestrator."""
-    work(chunk)
+MineChunk = Callable[[Sequence[SourceImage]], MinedChunk]
+Runner = Callable[[MineChunk, Sequence[Sequence[SourceImage]]], Iterable[MinedChunk]]
+"""How chunks are executed: one after the other, in processes, or as Prefect tasks."""
+
+
+def run_directly(mine_chunk: MineChunk, chunks: Sequence[Sequence[SourceImage]]) -> Iterable[MinedChunk]:
+    """The runner without an orchestrator: chunk by chunk, here."""
+    return map(mine_chunk, chunks)
 
 
 def open_model(reference: str) -> Denoiser:
@@ -153,7 +171,7 @@ class Miner:
         self.recipe, self.denoiser = recipe, denoiser
         self.settings = mining_settings(recipe, denoiser)
 
-    def mine(self, images: Sequence[SourceImage], report: MiningReport, advance: Advance = silent) -> Chunk:
+    def mine(self, images: Sequence[SourceImage], report: MiningReport) -> Chunk:
         """Invert a chunk in one batch and mine each image; failures become records with their reason."""
         x_t, psnr = self._invert(images)
         image_records: list[ImageRecord] = []
@@ -168,7 +186,6 @@ class Miner:
                 reason = f"{type(error).__name__}: {error}"
                 report.failed[image.source] = reason
                 image_records.append(self._image_record(image, x_t[i], float("nan"), reason))
-                advance(1, f"{image.source} failed")
                 continue
             report.images += 1
             report.refused += len(mined.refused)
@@ -177,12 +194,16 @@ class Miner:
             image_records.append(self._image_record(image, x_t[i], min(float(psnr[i]), BEST_PSNR), None))
             regions += own.values()
             directions += found
-            advance(1, f"{len(directions)} directions")
         report.directions += len(directions)
         mined_images = [record.image_id for record in image_records if record.failure is None]
         # Named by what it holds, so that a retry that succeeds is a new chunk and one that fails again is the old one.
         name = content_id("chunk", mined_images, [r.image_id for r in image_records if r.failure is not None])
         return Chunk(name, tuple(image_records), tuple(regions), tuple(directions))
+
+    def mine_chunk(self, images: Sequence[SourceImage]) -> MinedChunk:
+        """`mine` with a report of its own, for runners."""
+        report = MiningReport(Path())
+        return MinedChunk(self.mine(images, report), report)
 
     def _invert(self, images: Sequence[SourceImage]) -> tuple[torch.Tensor, torch.Tensor]:
         x0 = torch.stack([as_tensor(image.image) for image in images]).to(self.denoiser.device, self.denoiser.dtype)
@@ -278,16 +299,24 @@ class Miner:
         """One-step previews: the posterior mean at -strength, 0 and +strength, side by side. Two passes each."""
         t = self.settings.timestep
         centre = as_picture(self.denoiser.posterior_mean(x_t[None], t)[0])
-        previews = []
-        for d in directions:
-            strength = linear_strength(d, torch.from_numpy(image.masks[d.region]))
-            shift = strength * torch.stack([-d.vector, d.vector])
-            if d.space == "x":
-                sides = self.denoiser.posterior_mean(x_t[None] + shift, t)
-            else:
-                sides = self.denoiser.posterior_mean(x_t[None].expand(2, *x_t.shape), t, shift)
-            previews.append(np.concatenate([as_picture(sides[0]), centre, as_picture(sides[1])], axis=1))
-        return previews
+        previews: dict[int, np.ndarray] = {}
+        for space in ("x", "h"):
+            own = [i for i, d in enumerate(directions) if d.space == space]
+            for start in range(0, len(own), PREVIEWS):
+                part = own[start : start + PREVIEWS]
+                shifts = [self._preview_shift(directions[i], image) for i in part]
+                shift = torch.cat([-torch.stack(shifts), torch.stack(shifts)])
+                if space == "x":
+                    sides = self.denoiser.posterior_mean(x_t[None] + shift, t)
+                else:
+                    sides = self.denoiser.posterior_mean(x_t[None].expand(len(shift), *x_t.shape), t, shift)
+                for i, minus, plus in zip(part, sides[: len(part)], sides[len(part) :], strict=True):
+                    previews[i] = np.concatenate([as_picture(minus), centre, as_picture(plus)], axis=1)
+        return [previews[i] for i in range(len(directions))]
+
+    def _preview_shift(self, direction: Direction, image: SourceImage) -> torch.Tensor:
+        mask = torch.from_numpy(image.masks[direction.region])
+        return linear_strength(direction, mask) * direction.vector
 
 
 def small_effect(effect: torch.Tensor) -> np.ndarray:
@@ -318,18 +347,15 @@ def mine(
     report.skipped = {image.source: "; ".join(image.skipped.values()) for image in data.images if image.skipped}
     with CatalogWriter.create(out, provenance(recipe, denoiser, data, _repaired(out, data))) as writer:
         record_unreadable(writer, data, report)
-
-        def work(images: Sequence[SourceImage]) -> None:
-            writer.commit(miner.mine(images, report, advance))
-
         done = writer.done_images
-        for chunk in chunks_of(data.images):
-            pending = [image for image in chunk if image.image_id not in done]
-            report.already_done += len(chunk) - len(pending)
-            if len(pending) < len(chunk):
-                advance(len(chunk) - len(pending), "already done")
-            if pending:
-                runner(work, pending)
+        pending = [[image for image in chunk if image.image_id not in done] for chunk in chunks_of(data.images)]
+        report.already_done = len(data.images) - sum(map(len, pending))
+        if report.already_done:
+            advance(report.already_done, "already done")
+        for mined in runner(miner.mine_chunk, [chunk for chunk in pending if chunk]):
+            writer.commit(mined.chunk)
+            report.add(mined.report)
+            advance(len(mined.chunk.images), f"{report.directions} directions")
     report.seconds = time.monotonic() - started
     return report
 

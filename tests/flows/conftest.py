@@ -21,10 +21,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def small_chunks() -> Iterator[None]:
     """Chunks of two images, so that five images make a run with a beginning, a middle and an end. One thread, so that
-    runs in this process and in others add up numbers in the same order."""
+    runs in this process and in others add up numbers in the same order. No more processes than a test asks for."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flows.mining, "CHUNK", tiny.CHUNK)
+        patch.setattr("os.sched_getaffinity", lambda process: {0})
         yield
 
 

@@ -346,6 +346,7 @@ COMMANDS = {
     "nothing published": ("pull {w}/hub/org/pack --version 1.0.0 --out {w}/pulled", "no such version"),
     "limit": ("demo --out {w}/demo --limit 0", "--limit: found 0; expected at least 1"),
     "other things": ("demo --out {w}", "expected a new folder or one of an earlier demo"),
+    "workers": ("mine {w}/recipe.yaml --out {w}/new --workers 0", "--workers: found 0; expected at least 1"),
     "steps": ("train builtin --steps 0 --out {w}/model", "--steps: found 0; expected at least 1"),
     "unwritable": ("report {c} --out {w}/recipe.yaml", "recipe.yaml"),
 }

@@ -205,7 +205,7 @@ def test_the_largest_ranks_that_fit_are_accepted_and_one_more_is_not(
 
 def test_tensors_and_effects_have_their_documented_scale() -> None:
     pixels = np.array([[[0, 128, 255]]], dtype=np.uint8)
-    assert as_tensor(pixels).flatten().tolist() == pytest.approx([-1, 128 / 127.5 - 1, 1])
+    assert as_tensor(pixels).flatten().tolist() == pytest.approx([-1, 128 / 127.5 - 1, 1], abs=1e-6)
     for side in (8, 16, 64):
         effect = small_effect(torch.randn(3, side, side, generator=torch.Generator().manual_seed(side)))
         assert effect.shape == (3, 16, 16)

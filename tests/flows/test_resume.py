@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -77,18 +79,64 @@ def fill_the_disk() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_run_killed_half_way_continues_and_ends_with_the_same_catalog(mined: Path, tmp_path: Path) -> None:
+# How the run ends, and in how many processes it mines: in the middle of the second chunk, or before its commit.
+ENDINGS = {
+    "killed while mining": ("kill:flows.mining/mine_image:4", 1, -signal.SIGKILL),
+    "killed with its workers at work": ("kill:flows.mining/CatalogWriter/commit:2", 2, -signal.SIGKILL),
+    "interrupted with its workers at work": ("interrupt:flows.mining/CatalogWriter/commit:2", 2, 130),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_run_ended_half_way_continues_and_ends_with_the_same_catalog(
+    ending: str, mined: Path, tmp_path: Path
+) -> None:
+    plan, workers, code = ENDINGS[ending]
     folder = copy_of(mined, tmp_path / "world")
-    command = [sys.executable, "-m", "tests.flows.driver", "4", "mine", "recipe.yaml", "--out", "catalog"]
-    killed = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert images(folder / "catalog") == tiny.CHUNK  # the fourth image died in the middle of the second chunk
+    command = [sys.executable, "-m", "tests.flows.driver", plan, "mine", "recipe.yaml", "--out", "catalog"]
+    process = subprocess.Popen(
+        [*command, "--workers", str(workers)], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    # Both pipes stay open as long as a worker lives: that they end shows that none is left behind.
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    assert [line for line in tiny.lines(said) if not line.startswith("mining: ")] == [
+        line for line in tiny.lines(said) if line.startswith("rhumb mine: interrupted") and code == 130
+    ]
+    assert images(folder / "catalog") in (1, tiny.CHUNK)  # one whole chunk
     assert verify(folder / "catalog").ok
     assert tiny.run("mine", folder / "recipe.yaml", "--out", folder / "catalog") == 0
     assert content(folder / "catalog") == content(mined / "catalog")
     assert verify(folder / "catalog").ok
+
+
+def test_a_worker_that_dies_is_one_clear_error_and_the_run_continues(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        """A pool whose first result is the news that a process died."""
+
+        _processes: ClassVar[dict[int, Any]] = {}
+
+        def __init__(self, *_: object) -> None: ...
+
+        def submit(self, *_: object) -> Future[None]:
+            future: Future[None] = Future()
+            future.set_exception(BrokenProcessPool("a process was killed"))
+            return future
+
+        def shutdown(self, cancel_futures: bool) -> None: ...
+
+    asked = ("mine", world / "recipe.yaml", "--out", world / "catalog")
+    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.workers.ProcessPoolExecutor", Broken)
+        assert tiny.run(*asked, "--workers", 2) == 2
+    said = tiny.lines(capfd.readouterr().err)[-1]
+    assert "--workers: found 2 processes, of which one died" in said
+    assert tiny.run(*asked) == 0
+    assert images(world / "catalog") == 3
 
 
 def test_mining_again_what_is_done_computes_and_changes_nothing(
@@ -104,7 +152,7 @@ def test_mining_again_what_is_done_computes_and_changes_nothing(
 
 # Command (with {w} for the folder), where it is cut and at which call, and what must not be there afterwards.
 STAGES: dict[str, tuple[str, str, int]] = {
-    "loading the model": ("mine {w}/recipe.yaml --out {w}/new", "flows.commands.open_model", 1),
+    "loading the model": ("mine {w}/recipe.yaml --out {w}/new", "flows.running.open_model", 1),
     "inverting": ("mine {w}/recipe.yaml --out {w}/new", "flows.mining.invert", 2),
     "mining": ("mine {w}/recipe.yaml --out {w}/new", "flows.mining.mine_image", 2),
     "committing": ("mine {w}/recipe.yaml --out {w}/new", "catalog.writer._stage_table", 5),

@@ -1,0 +1,25 @@
+"""One recipe's run, with its progress bar: which data, which model, and by which runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.console import stage
+from flows.datasets import load_dataset
+from flows.mining import MiningReport, chunks_of, mine, model_place, open_model, run_directly
+from flows.recipe import Recipe
+from flows.workers import in_processes, usable_workers
+
+
+def run_mining(recipe: Recipe, out: Path, prefect: bool = False, workers: int | None = None) -> MiningReport:
+    """Mine with a progress bar: as a Prefect flow, in several processes, or here where one is enough."""
+    denoiser = open_model(model_place(recipe))
+    data = load_dataset(recipe, denoiser.info.image_shape)
+    with stage("mining", len(data.images)) as advance:
+        if prefect:
+            from flows.prefect_flows import mine_with_prefect  # starting Prefect takes seconds: only when asked for
+
+            return mine_with_prefect(recipe, out, denoiser, data, advance)
+        count = usable_workers(workers, len(chunks_of(data.images)))
+        runner = in_processes(recipe, count) if count > 1 else run_directly
+        return mine(recipe, out, denoiser, data, runner, advance)
