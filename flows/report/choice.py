@@ -19,6 +19,8 @@ from flows.mining import as_tensor
 from pipeline.faces.factors import FACTORS, REGIONS, factors_of
 from pipeline.reader import AttributeReader
 
+TELLING_ENOUGH = 0.35  # share of a factor's range beyond which a larger move is no clearer
+
 # What a newcomer recognises first; other factors follow.
 FAVOURITES = ("left_openness", "right_openness", "mouth_smile", "hair_colour", "brow_height", "nose_length")
 
@@ -57,8 +59,8 @@ def candidates(catalog: Catalog, region: str, space: str, kind: str, reader: Att
         best = max(own, key=lambda i: abs(moves[i]))
         others = max(abs(moves[i]) for i in range(len(FACTORS)) if i not in own)
         side = max((abs(moves[i]) for i in own if i != best), default=0.0)
-        favourite = 0.3 if FACTORS[best] in FAVOURITES else 0.0
-        score = favourite + abs(moves[best]) - 2.0 * others - 0.5 * side - 0.5 * locality
+        favourite = 0.4 if FACTORS[best] in FAVOURITES else 0.0
+        score = favourite + min(abs(moves[best]), TELLING_ENOUGH) - 2.0 * others - 0.5 * side - 0.5 * locality
         found.append(Candidate(row, FACTORS[best], float(score)))
     return sorted(found, key=lambda candidate: (-candidate.score, candidate.row["direction_id"]))
 

@@ -127,12 +127,13 @@ class Page:
 
 
 def best_row(rows: Sequence[DirectionRow], space: str | None = None) -> DirectionRow | None:
-    """The row to show first: one whose effect the reader could name, then the most local one; None without rows."""
+    """The row to show first: named by the reader, then shown on other images, then the most local; None without rows."""
     candidates = [row for row in rows if space is None or row.space == space]
 
-    def order(row: DirectionRow) -> tuple[bool, float, int]:
+    def order(row: DirectionRow) -> tuple[bool, bool, float, int]:
         roir = row.triple.best_roir
-        return (not row.triple.changes, math.inf if roir is None else roir, row.rank)
+        named, carried = bool(row.triple.changes), bool(row.transfers)
+        return (not named, not carried, math.inf if roir is None else roir, row.rank)
 
     return min(candidates, key=order, default=None)
 

@@ -101,9 +101,10 @@ def test_a_run_ended_half_way_continues_and_ends_with_the_same_catalog(
     # Both pipes stay open as long as a worker lives: that they end shows that none is left behind.
     _, said = process.communicate(timeout=300)
     assert process.returncode == code, said
-    assert [line for line in tiny.lines(said) if not line.startswith("mining: ")] == [
-        line for line in tiny.lines(said) if line.startswith("rhumb mine: interrupted") and code == 130
-    ]
+    if code == 130:
+        last = [line for line in tiny.lines(said) if not line.startswith("mining: ")]
+        assert len(last) == 1, said
+        assert last[0].startswith("rhumb mine: interrupted; what was committed is kept")
     assert images(folder / "catalog") in (1, tiny.CHUNK)  # one whole chunk
     assert verify(folder / "catalog").ok
     assert tiny.run("mine", folder / "recipe.yaml", "--out", folder / "catalog") == 0
