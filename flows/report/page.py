@@ -127,7 +127,7 @@ class Page:
 
 
 def best_row(rows: Sequence[DirectionRow], space: str | None = None) -> DirectionRow | None:
-    """The row to show first: named by the reader, then shown on other images, then the most local; None without rows."""
+    """The row to show first: named by the reader, then seen on other images, then the most local; None without any."""
     candidates = [row for row in rows if space is None or row.space == space]
 
     def order(row: DirectionRow) -> tuple[bool, bool, float, int]:
