@@ -59,12 +59,14 @@ class DirectionRecord:
     """One direction with its evidence.
 
     `vector` float32, shape of the space (x: (C, H, W); h: bottleneck), unit L2 norm, canonical sign.
-    `effect` float32 (3|1, 16, 16): the change in the predicted image, M J v direction, downsampled, unit norm.
-    `preview` uint8 (H, 3 * W, 3): posterior mean at -strength, 0 and +strength side by side.
+    `effect` float32 (3|1, 16, 16): J v, the change in the whole predicted image, downsampled, unit norm.
+    `preview` uint8 (H, 3 * W, 3): posterior mean in one step at -s, 0 and +s side by side, s the strength at which the
+    linear change gain * s is 0.15 root-mean-square inside the region.
     `spectrum` float32: the singular values of the region's operator this direction was taken from.
     Singular kinds carry sigma, residual (||J^T u - sigma v|| / sigma_1) and converged; derived kinds (local, joint,
     individual) carry parents and kept_share instead. All carry gain ||M J v||, leakage ||Mc J v||, strength (the
-    lambda or alpha of the preview and of the visible edit) and roir (of the decoded edit, NaN where not measured).
+    lambda or alpha of the visible edit: measured on decoded edits for first directions, scaled by gain for the others)
+    and roir (of the decoded edit, NaN where not measured).
     """
 
     direction_id: str

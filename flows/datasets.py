@@ -129,7 +129,9 @@ def load_builtin(
     images, failures = [], []
     for row in table.slice(0, dataset.limit).to_pylist():
         image = fit_image(Image.open(io.BytesIO(row["image"]["bytes"])), image_shape)
-        labels = Image.open(io.BytesIO(row["mask"]["bytes"])).resize(_size(image_shape), Image.Resampling.NEAREST)
+        labels = ImageOps.fit(
+            Image.open(io.BytesIO(row["mask"]["bytes"])), _size(image_shape), Image.Resampling.NEAREST
+        )
         every = {region: np.asarray(labels) == REGIONS.index(region) for region in regions}
         masks, skipped = _without_empty(every)
         source = f"{dataset.name}/{dataset.split}/{row['seed']:08x}"
@@ -139,6 +141,11 @@ def load_builtin(
         identity = image_id(dataset.name, image)
         images.append(SourceImage(identity, dataset.name, dataset.split, source, image, masks, row["factors"], skipped))
     return LoadedDataset(dataset.name, dataset.split, tuple(regions), tuple(images), tuple(failures))
+
+
+def shown_name(file: Path) -> str:
+    """A file's name as people and the catalog may see it: at most 200 characters, unprintable ones as escapes."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in file.name)[-200:]
 
 
 def load_folder(
@@ -172,12 +179,12 @@ def load_folder(
         try:
             image = _folder_image(file, label, found.get(file.stem, {}), regions, image_shape)
         except BrokenImageError as error:
-            failures.append(Failure(file.name, str(error)))
+            failures.append(Failure(shown_name(file), str(error)))
             continue
         if image.image_id in images:
-            failures.append(Failure(file.name, f"the same picture as {images[image.image_id].source}"))
+            failures.append(Failure(shown_name(file), f"the same picture as {images[image.image_id].source}"))
         elif not image.masks:
-            failures.append(Failure(file.name, f"no region has a mask: {'; '.join(image.skipped.values())}"))
+            failures.append(Failure(shown_name(file), f"no region has a mask: {'; '.join(image.skipped.values())}"))
         else:
             images[image.image_id] = image
     if not images:
@@ -253,7 +260,7 @@ def _folder_image(
             missing[region] = f"mask of {region}: {error}"
     usable, empty = _without_empty(every)
     identity = image_id(dataset, image)
-    return SourceImage(identity, dataset, "all", file.name, image, usable, skipped=missing | empty)
+    return SourceImage(identity, dataset, "all", shown_name(file), image, usable, skipped=missing | empty)
 
 
 def open_image(file: Path) -> Image.Image:

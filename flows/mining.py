@@ -112,13 +112,15 @@ def model_place(recipe: Recipe) -> str:
 def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
     """The recipe's method in the pipeline's terms; fractions of T become timestep indices."""
     method, steps = recipe.method, denoiser.info.train_timesteps
-    window = tuple(round(edge * steps) for edge in method.edit.h_window)
+    start, end = method.edit.h_window or (method.timestep, 0.0)
     return MiningSettings(
         timestep=round(method.timestep * steps),
         loco=LocoSettings(**method.loco.model_dump()),
         jive=JiveSettings(**method.jive.model_dump()) if denoiser.info.bottleneck_shape else None,
         decode=DecodeSettings(
-            steps=method.edit.steps, h_window=(window[0], window[1]), convention=method.edit.convention
+            steps=method.edit.steps,
+            h_window=(round(start * steps), round(end * steps)),
+            convention=method.edit.convention,
         ),
         strength=method.edit.strength,
         tolerance=method.tolerance,
@@ -173,25 +175,25 @@ class Miner:
 
     def mine(self, images: Sequence[SourceImage], report: MiningReport) -> Chunk:
         """Invert a chunk in one batch and mine each image; failures become records with their reason."""
-        x_t, psnr = self._invert(images)
+        inverted = self._invert(images)
         image_records: list[ImageRecord] = []
         regions: list[RegionRecord] = []
         directions: list[DirectionRecord] = []
-        for i, image in enumerate(images):
+        for image, (x_t, psnr) in zip(images, inverted, strict=True):
             own = self._region_records(image)
             try:
-                mined = self._mine_one(image, x_t[i])
-                found = self._direction_records(image, mined, x_t[i], own)
+                mined = self._mine_one(image, x_t)
+                found = self._direction_records(image, mined, x_t, own)
             except (RhumbError, RuntimeError, ArithmeticError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 report.failed[image.source] = reason
-                image_records.append(self._image_record(image, x_t[i], float("nan"), reason))
+                image_records.append(self._image_record(image, x_t, float("nan"), reason))
                 continue
             report.images += 1
             report.refused += len(mined.refused)
             report.products["jvp"] += mined.products.jvp
             report.products["vjp"] += mined.products.vjp
-            image_records.append(self._image_record(image, x_t[i], min(float(psnr[i]), BEST_PSNR), None))
+            image_records.append(self._image_record(image, x_t, min(psnr, BEST_PSNR), None))
             regions += own.values()
             directions += found
         report.directions += len(directions)
@@ -205,12 +207,13 @@ class Miner:
         report = MiningReport(Path())
         return MinedChunk(self.mine(images, report), report)
 
-    def _invert(self, images: Sequence[SourceImage]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _invert(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float]]:
+        """x_t (C, H, W) and round-trip PSNR of each image, inverted as one batch."""
         x0 = torch.stack([as_tensor(image.image) for image in images]).to(self.denoiser.device, self.denoiser.dtype)
         steps = self.recipe.method.inversion_steps
         x_t = invert(self.denoiser, x0, self.settings.timestep, steps)
         back = decode(self.denoiser, x_t, self.settings.timestep, DecodeSettings(steps=steps))
-        return x_t, round_trip_psnr(x0, back)
+        return list(zip(x_t, round_trip_psnr(x0, back).tolist(), strict=True))
 
     def _mine_one(self, image: SourceImage, x_t: torch.Tensor) -> MinedImage:
         if not bool(torch.isfinite(x_t).all()):
@@ -347,13 +350,14 @@ def mine(
     report.skipped = {image.source: "; ".join(image.skipped.values()) for image in data.images if image.skipped}
     with CatalogWriter.create(out, provenance(recipe, denoiser, data, _repaired(out, data))) as writer:
         record_unreadable(writer, data, report)
-        done = writer.done_images
+        done, known = writer.done_images, set(writer.failed_images)
         pending = [[image for image in chunk if image.image_id not in done] for chunk in chunks_of(data.images)]
         report.already_done = len(data.images) - sum(map(len, pending))
         if report.already_done:
             advance(report.already_done, "already done")
         for mined in runner(miner.mine_chunk, [chunk for chunk in pending if chunk]):
-            writer.commit(mined.chunk)
+            if any(record.image_id not in known or record.failure is None for record in mined.chunk.images):
+                writer.commit(mined.chunk)  # else only images that had failed before failed again: nothing new
             report.add(mined.report)
             advance(len(mined.chunk.images), f"{report.directions} directions")
     report.seconds = time.monotonic() - started

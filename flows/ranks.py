@@ -17,6 +17,11 @@ def check_ranks(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None
 
     A masked Jacobian has at most as many singular values as the mask has numbers, or as the space has entries.
     """
+    steps = denoiser.info.train_timesteps
+    if not 0 < round(recipe.method.timestep * steps) < steps:
+        raise InputError(
+            "recipe: method.timestep", recipe.method.timestep, f"a fraction that names one of {steps} steps"
+        )
     jive = recipe.method.jive
     if denoiser.info.bottleneck_shape is not None and jive.individual_rank > jive.rank:
         raise _too_large("method.jive.individual_rank", jive.individual_rank, jive.rank, "method.jive.rank")

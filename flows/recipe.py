@@ -66,19 +66,20 @@ class Jive(_Part):
 class Edit(_Part):
     """How strong previews are ("visible", or a number), and how edits are decoded.
 
-    `h_window` [start, end] in fractions of T, start > end: h is shifted from `start` down to `end`. `steps` DDIM steps
+    `h_window` [start, end] in fractions of T, start > end: h is shifted from `start` down to `end`; None is from the
+    recipe's timestep down to 0. `steps` DDIM steps
     over [0, t]; `convention` "both" DDIM terms see the shifted h, or "x0" only (Asyrp).
     """
 
     strength: Literal["visible"] | Annotated[float, Field(gt=0.0)] = "visible"
-    h_window: tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]] = (0.35, 0.0)
+    h_window: tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]] | None = None
     steps: int = Field(default=25, ge=1, le=1000)
     convention: Literal["both", "x0"] = "both"
 
     @field_validator("h_window")
     @classmethod
-    def _runs_downwards(cls, window: tuple[float, float]) -> tuple[float, float]:
-        if window[0] <= window[1]:
+    def _runs_downwards(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+        if window is not None and window[0] <= window[1]:
             raise ValueError("[start, end] with start > end, since denoising runs from high t to low")
         return window
 
@@ -95,7 +96,7 @@ class Method(_Part):
 
     @model_validator(mode="after")
     def _window_below_timestep(self) -> Method:
-        if self.edit.h_window[0] > self.timestep + 1e-9:
+        if self.edit.h_window is not None and self.edit.h_window[0] > self.timestep + 1e-9:
             raise ValueError(f"edit.h_window to start at or below timestep {self.timestep}, where the edit begins")
         return self
 
@@ -106,7 +107,7 @@ class Recipe(_Part):
     name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: str = Field(default="builtin", min_length=1)
     dataset: Annotated[BuiltinDataset | FolderDataset, Field(discriminator="kind")]
-    regions: tuple[str, ...] = Field(min_length=1)
+    regions: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")], ...] = Field(min_length=1)
     method: Method = Method()
     seed: int = Field(default=0, ge=0, lt=2**31)
     _folder: Path = PrivateAttr(default=Path())

@@ -18,7 +18,7 @@ from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import InputError
 from pipeline.jacobian import jacobian
 from pipeline.jive import jive
-from pipeline.metrics import visible_strength
+from pipeline.metrics import VisibleStrength, visible_strength
 from pipeline.models.contract import Denoiser
 from pipeline.operators import LinearOperator, Products
 from pipeline.svd import TruncatedSVD, canonical_sign, masked_svds
@@ -103,6 +103,8 @@ def check_masks(masks: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> No
     if not masks:
         raise InputError("masks", "none", "at least one region")
     for region, mask in masks.items():
+        if region == REST or region.startswith("not "):
+            raise InputError("region", region, "another name: this one stands for what lies outside the regions")
         if tuple(mask.shape) != shape:
             raise InputError(f"mask of {region}", tuple(mask.shape), f"shape {shape}, the model's image size")
         if mask.dtype != torch.bool:
@@ -302,7 +304,7 @@ def calibrate(
             d = directions[i]
             scale[d.region, d.space, d.kind] = (
                 float(result.strength[j]) / max(linear[i], 1e-12),
-                float(result.roir[j]),
+                _settled_roir(result, j),
             )
     calibrated = []
     for d, guess in zip(directions, linear, strict=True):
@@ -313,6 +315,12 @@ def calibrate(
         measured = d.rank == 0 and d.kind != "joint"
         calibrated.append(replace(d, strength=strength, roir=roir if measured else None))
     return calibrated
+
+
+def _settled_roir(result: VisibleStrength, case: int) -> float:
+    """ROIR of a case whose search ended at the target or at the range limit; NaN where it did not."""
+    settled = bool(result.reached[case] | result.limited[case]) and bool(result.roir[case].isfinite())
+    return float(result.roir[case]) if settled else float("nan")
 
 
 def mine_image(

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows.datasets import LoadedDataset, find_masks, fit_image, fit_mask, image_id, load_builtin, load_dataset
+from flows.datasets import (
+    LoadedDataset,
+    find_masks,
+    fit_image,
+    fit_mask,
+    image_id,
+    load_builtin,
+    load_dataset,
+    shown_name,
+)
 from flows.datasets import load_folder as load_folder_raw
 from flows.recipe import BuiltinDataset, parse_recipe
 from pipeline.errors import InputError, NotFoundError
@@ -254,3 +263,8 @@ def test_an_unknown_built_in_region_and_missing_data_are_refused(tmp_path: Path)
         load_builtin(dataset, ("left_eyes",))
     with pytest.raises(NotFoundError, match="mine.parquet"):
         load_builtin(dataset, ("mouth",), folder=tmp_path)
+
+
+def test_unprintable_file_names_are_shown_escaped() -> None:
+    assert shown_name(Path("Screen Shot 9.41\u202fPM.png")) == "Screen Shot 9.41\\u202fPM.png"
+    assert len(shown_name(Path("a" * 240 + ".png"))) == 200
