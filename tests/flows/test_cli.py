@@ -16,7 +16,6 @@ from PIL import Image
 import flows.mining
 from catalog.reader import Catalog
 from flows.cli import build_parser
-from flows.console import say, table
 from tests.flows import tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -379,17 +378,6 @@ def test_skipped_regions_are_named(world: Path, capsys: Capture, monkeypatch: py
     Image.new("L", (37, 29), 0).save(world / "masks" / "a_mouth.png")
     assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog") == 0
     assert "skipped: a.png: the mask of mouth is empty" in capsys.readouterr().out
-
-
-def test_what_people_named_is_printed_as_it_is(capsys: Capture) -> None:
-    long_path = "/somewhere/" + 20 * "far/" + "[red]out[/red].png"
-    say(f"wrote {long_path}")
-    table("[bold]title", ("name",), [("[link]cell",), (1.23456,)])
-    printed = capsys.readouterr().out
-    assert f"wrote {long_path}\n" in printed
-    assert "[bold]title" in printed
-    assert "[link]cell" in printed
-    assert "1.235" in printed
 
 
 def test_a_model_beside_its_recipe_is_found_from_any_folder(
