@@ -22,7 +22,7 @@ from tests.benchmarks.subjects import Bench, Subject
 
 LEAST_MOVE, OTHER_LIMIT, ROIR_LIMIT = 0.15, 0.10, 1.0
 BATCH = 64  # trials decoded together
-EVALUATIONS = 4  # decodes the search for the visible strength may take, as in mining
+EVALUATIONS = 4  # decodes the search for the visible strength may take; mining allows one fewer
 
 
 @dataclass(frozen=True)
