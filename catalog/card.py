@@ -127,7 +127,7 @@ def pack_card(
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
     shapes = ", ".join(f"{s} {tuple(spec.shape)}" for s, spec in sorted(manifest.vectors.items()))
     cited = "\n".join(f"- {escape(entry)}" for entry in fields.citations) or "- none given"
-    failed = len(manifest.failed_images)
+    failed = len(manifest.failures)
     failures = f" {failed} images could not be mined; `manifest.json` says why." if failed else ""
     text = f"""{_front_matter(manifest, fields, title)}
 # {escape(title)}

@@ -1,8 +1,15 @@
-"""FAISS indexes of a catalog: by vector (per space) and by effect, joined to directions by id, searched sign-blind."""
+"""FAISS indexes of a catalog: by vector (per space) and by effect, joined to directions by id, searched sign-blind.
+
+An index file is data from elsewhere: FAISS's own reader believes the sizes and types that a file states, so it never
+sees one. There is one kind of index, whose bytes are fixed but for its vectors; these are read as plain numbers.
+"""
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Iterable, Sequence
+from math import prod
 from pathlib import Path
 
 import faiss
@@ -14,7 +21,8 @@ from catalog.fs import inside, sha256_of
 from catalog.manifest import IndexEntry, SketchSpec
 from catalog.reader import Catalog
 from catalog.sketch import sketch, spec_for
-from catalog.writer import CatalogWriter
+from catalog.tables import check_id
+from catalog.writer import CatalogWriter, SearchIndex
 from pipeline.errors import CatalogError
 
 IDS_SCHEMA = pa.schema(
@@ -25,7 +33,8 @@ _REBUILD = "Run `rhumb index` on the catalog"
 
 
 def faiss_id(direction_id: str) -> int:
-    """The 63-bit number that stands for a direction in an index: from its id, whatever its row."""
+    """The 63-bit number that stands for a direction in an index: from its id, whatever its row. Raises CatalogError."""
+    check_id(direction_id, "direction_id")
     return int(direction_id[:16], 16) >> 1
 
 
@@ -45,33 +54,76 @@ def search_vectors(catalog: Catalog, name: str, ids: Sequence[str], spec: Sketch
     return out
 
 
-def _id_list(ids: list[str]) -> pa.Table:
-    numbers = [faiss_id(key) for key in ids]
-    if len(set(numbers)) != len(numbers):
+def _numbers(ids: Sequence[str]) -> np.ndarray:
+    """(n,) int64 FAISS ids. Raises CatalogError where two are the same."""
+    numbers = np.array([faiss_id(key) for key in ids], dtype=np.int64)
+    if len(np.unique(numbers)) != len(numbers):
         raise CatalogError("index", "two directions with the same first 63 bits of their ids", "distinct ones")
-    return pa.table([pa.array(numbers, pa.int64()), pa.array(ids, pa.string())], schema=IDS_SCHEMA)
+    return numbers
+
+
+def _flat_index(vectors: np.ndarray, numbers: np.ndarray) -> faiss.Index:
+    """The one kind of index there is: flat inner product of (n, D) float32 vectors, with explicit ids (n,) int64."""
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
+    if len(vectors):
+        index.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), numbers)
+    return index
+
+
+def _head(rows: int, dimension: int) -> bytes:
+    """What FAISS writes before the vectors of such an index: two headers, and the number of floats that follow."""
+    header = struct.pack("<iqqq?i", dimension, rows, 2**20, 2**20, True, faiss.METRIC_INNER_PRODUCT)
+    return b"IxM2" + header + b"IxFI" + header + struct.pack("<Q", rows * dimension)
+
+
+def read_vectors(path: Path, numbers: np.ndarray, dimension: int) -> np.ndarray:
+    """(n, dimension) float32 vectors of an index file whose ids must be `numbers`, in their order.
+
+    Raises CatalogError: any byte but those of the vectors is not as `build_index` writes it, or a vector is not finite.
+    """
+    rows = len(numbers)
+    head, tail = _head(rows, dimension), struct.pack("<Q", rows) + numbers.astype("<i8").tobytes()
+    size = len(head) + 4 * rows * dimension + len(tail)
+    found = path.stat().st_size
+    if found != size:
+        raise CatalogError(str(path), f"{found} bytes", f"{size}, of {rows} vectors of {dimension}", _REBUILD)
+    data = path.read_bytes()
+    if not (data.startswith(head) and data.endswith(tail)):
+        raise CatalogError(str(path), "another kind of index or other ids", "a flat one of these directions", _REBUILD)
+    vectors = np.frombuffer(data, "<f4", rows * dimension, len(head)).reshape(rows, dimension)
+    if not np.isfinite(vectors).all():
+        raise CatalogError(str(path), "NaN or infinity", "finite search vectors", _REBUILD)
+    return vectors
+
+
+def build_index(catalog: Catalog, name: str, seed: int = 0) -> SearchIndex:
+    """Index `name` ("x", "h" or "effect") of a catalog: from its directions and `seed` alone, whatever the order of
+    commits. Cost: reads every vector once; 4 KB of memory per direction.
+    """
+    ids, spec = indexed_ids(catalog, name), spec_for(_entries(catalog, name), seed)
+    numbers = _numbers(ids)
+    index = _flat_index(search_vectors(catalog, name, ids, spec), numbers)
+    listed = io.BytesIO()
+    table = pa.table([pa.array(numbers), pa.array(ids, pa.string())], schema=IDS_SCHEMA)
+    pq.write_table(table, listed, compression="zstd")
+    return SearchIndex(faiss.serialize_index(index).tobytes(), listed.getvalue(), len(ids), spec)
+
+
+def _entries(catalog: Catalog, name: str) -> int:
+    provenance = catalog.manifest.provenance
+    return prod(provenance.effect_shape if name == "effect" else provenance.shapes[name])
 
 
 def build_indexes(folder: str | Path, seed: int = 0) -> dict[str, int]:
-    """Build and commit the indexes of a catalog; returns entries per index.
+    """Build and commit all indexes of a catalog; returns entries per index. See `build_index`.
 
-    The result depends on the directions and `seed` alone, not on the order of commits. Cost: reads every vector
-    once; 4 KB of memory per direction and index. Raises ConflictError while another writer is at work.
+    Raises ConflictError while another writer is at work.
     """
     with CatalogWriter.open(folder) as writer, Catalog(writer.folder, writer.manifest) as catalog:
-        sizes = {name: int(np.prod(shape)) for name, shape in catalog.manifest.provenance.shapes.items()}
-        sizes["effect"] = int(np.prod(catalog.manifest.provenance.effect_shape))
-        built = {}
-        for name, size in sizes.items():
-            ids = indexed_ids(catalog, name)
-            spec = spec_for(size, seed)
-            index = faiss.IndexIDMap2(faiss.IndexFlatIP(spec.dimension))
-            table = _id_list(ids)
-            if ids:
-                index.add_with_ids(search_vectors(catalog, name, ids, spec), table.column("faiss_id").to_numpy())
-            built[name] = (faiss.serialize_index(index).tobytes(), table, spec)
+        names = [*catalog.manifest.provenance.spaces, "effect"]
+        built = {name: build_index(catalog, name, seed) for name in names}
         writer.replace_indexes(built)
-        return {name: table.num_rows for name, (_, table, _) in built.items()}
+        return {name: index.rows for name, index in built.items()}
 
 
 class DirectionIndex:
@@ -85,18 +137,19 @@ class DirectionIndex:
         self.entry: IndexEntry = entry
         if entry.directions_fingerprint != catalog.manifest.directions_fingerprint:
             raise CatalogError(f"index {name}", "one built before the last commit", "one of these directions", _REBUILD)
-        paths = [inside(catalog.folder, path) for path in (entry.faiss, entry.ids)]
-        for path, listed in zip(paths, (entry.faiss, entry.ids), strict=True):
-            # checked before FAISS parses it: its reader trusts the lengths that a file states
-            if not path.is_file() or sha256_of(path) != catalog.manifest.files[listed].sha256:
-                raise CatalogError(str(path), "a missing or changed file", "the index as committed", _REBUILD)
-        self.index = faiss.read_index(str(paths[0]))
-        table = pq.read_table(paths[1], schema=IDS_SCHEMA, partitioning=None)
-        self._direction_of = dict(
-            zip(table.column("faiss_id").to_pylist(), table.column("direction_id").to_pylist(), strict=True)
-        )
-        if self.index.ntotal != entry.rows or len(self._direction_of) != entry.rows or self.index.d != self.dimension:
-            raise CatalogError(f"index {name}", f"{self.index.ntotal} entries", f"{entry.rows}", _REBUILD)
+        wanted = spec_for(_entries(catalog, name), entry.sketch.seed)
+        if entry.sketch != wanted:
+            raise CatalogError(f"index {name}: sketch", entry.sketch, f"{wanted}", _REBUILD)
+        path = inside(catalog.folder, entry.faiss)
+        if not path.is_file() or sha256_of(path) != catalog.manifest.files[entry.faiss].sha256:
+            raise CatalogError(str(path), "a missing or changed file", "the index as committed", _REBUILD)
+        ids = indexed_ids(catalog, name)
+        if entry.rows != len(ids):
+            raise CatalogError(f"index {name}: rows", entry.rows, f"{len(ids)}, one per direction", _REBUILD)
+        numbers = _numbers(ids)
+        self.vectors = read_vectors(path, numbers, entry.sketch.dimension)
+        self.index = _flat_index(self.vectors, numbers)
+        self._direction_of = dict(zip(numbers.tolist(), ids, strict=True))
 
     @property
     def dimension(self) -> int:

@@ -36,8 +36,15 @@ def _path(value: str) -> str:
     return check_relative(value)  # CatalogError is a ValueError, so pydantic reports it with its place
 
 
+def _index_path(value: str) -> str:
+    if not value.startswith("index/"):
+        raise ValueError("a file in the folder index")
+    return value
+
+
 Shape = Annotated[tuple[int, ...], AfterValidator(_shape)]
 RelativePath = Annotated[str, AfterValidator(_path)]
+IndexPath = Annotated[str, AfterValidator(_path), AfterValidator(_index_path)]
 
 
 class _Strict(BaseModel):
@@ -109,11 +116,16 @@ class ChunkEntry(_Strict):
 
 
 class FailedImage(_Strict):
-    """An image that was tried and could not be mined."""
+    """An image that was tried and could not be mined.
+
+    `repaired_as`: the image mined later from the same source, once its file was repaired. Such an entry is no failure
+    any more; it stays because the catalog was begun without that image.
+    """
 
     source: str
     reason: Annotated[str, Field(min_length=1)]
     chunk: ChunkId
+    repaired_as: Id | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class SketchSpec(_Strict):
@@ -127,8 +139,8 @@ class SketchSpec(_Strict):
 class IndexEntry(_Strict):
     """One search index, and the state of the directions it was built for."""
 
-    faiss: RelativePath
-    ids: RelativePath
+    faiss: IndexPath
+    ids: IndexPath
     rows: Count
     directions_fingerprint: Id
     sketch: SketchSpec
@@ -182,6 +194,11 @@ class Manifest(_Strict):
     def shards(self, table: str) -> list[str]:
         """Paths of a table's shards, sorted."""
         return sorted(shard(table, chunk) for chunk in self.chunks)
+
+    @property
+    def failures(self) -> dict[str, FailedImage]:
+        """The failed images that were not repaired and mined since, by id."""
+        return {image: entry for image, entry in self.failed_images.items() if entry.repaired_as is None}
 
     @property
     def directions_fingerprint(self) -> str:

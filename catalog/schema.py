@@ -46,8 +46,10 @@ def _directions(spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, 
     fields += _plain(pa.string(), "dataset", "model", "region", "space", "kind")
     fields += _plain(pa.int32(), "rank", "timestep") + _plain(pa.float64(), "strength", "gain", "leakage")
     fields += _plain(pa.float64(), "sigma", "residual", nullable=True) + _plain(pa.bool_(), "converged", nullable=True)
+    fields += _plain(pa.int32(), "iterations", nullable=True) + _plain(pa.float64(), "change", nullable=True)
     fields += _plain(_list(pa.string()), "parents")
     fields += _plain(pa.float64(), "kept_share", "roir_before", "roir", nullable=True)
+    fields += _plain(pa.bool_(), "strength_reached", "strength_limited", nullable=True)
     fields += _plain(_list(pa.float32()), "spectrum") + _pictures("effect", "preview")
     fields.append(_fixed("effect_vector", pa.float16(), effect_shape))
     return fields + [_fixed(vector_column(s), pa.float16(), spaces[s], nullable=True) for s in sorted(spaces)[::-1]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,15 @@ from pipeline.errors import CatalogError
 NORM_TOLERANCE = 1e-3
 KINDS: tuple[str, ...] = ("singular", "local", "joint", "individual")
 _ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What every record of one catalog must fit: model fingerprint, shape of each space, shape of an effect."""
+
+    model: str
+    spaces: Mapping[str, tuple[int, ...]]
+    effect_shape: tuple[int, ...]
 
 
 def check_id(value: object, field: str) -> str:
@@ -76,25 +86,34 @@ def check_evidence(row: Mapping[str, Any], field: str) -> None:
         _number(row[name], f"{field}: {name}", 0.0)
     if row["kind"] not in KINDS:
         raise CatalogError(f"{field}: kind", repr(row["kind"])[:40], " | ".join(KINDS))
-    if row["kind"] == "singular":
+    triplet = ("sigma", "residual", "converged")
+    of_svd = row["kind"] == "singular" or (row["kind"] == "local" and any(row[name] is not None for name in triplet))
+    of_split = row["kind"] in ("joint", "individual")
+    if of_svd:
         _number(row["sigma"], f"{field}: sigma", 0.0)
         _number(row["residual"], f"{field}: residual", 0.0)
-        if not isinstance(row["converged"], bool):
-            raise CatalogError(f"{field}: converged", str(row["converged"]), "true or false")
         if not row["spectrum"]:
             raise CatalogError(f"{field}: spectrum", "nothing", "the singular values it was taken from")
-    else:
+    if of_split:
+        _number(row["iterations"], f"{field}: iterations", 1)
+        _number(row["change"], f"{field}: change", 0.0)
+    if (of_svd or of_split) and not isinstance(row["converged"], bool):
+        raise CatalogError(f"{field}: converged", str(row["converged"]), "true or false")
+    if row["kind"] != "singular":
         if not row["parents"]:
             raise CatalogError(f"{field}: parents", "none", "the ids of the directions it was derived from")
         _number(row["kept_share"], f"{field}: kept_share", 0.0, 1.0 + 1e-6)
+    ends = (row["strength_reached"], row["strength_limited"])
+    if ends not in ((None, None), (True, False), (False, True), (False, False)):
+        raise CatalogError(f"{field}: strength_reached, strength_limited", str(ends), "both null, or at most one true")
     if not all(math.isfinite(s) and s >= 0 for s in row["spectrum"]):
         raise CatalogError(f"{field}: spectrum", "NaN, infinity or a negative value", "singular values")
 
 
-def _direction_row(record: DirectionRecord, region_id: str | None, provenance: Provenance) -> dict[str, Any]:
+def _direction_row(record: DirectionRecord, region_id: str | None, frame: Frame) -> dict[str, Any]:
     at = f"direction {check_id(record.direction_id, 'direction_id')}"
-    if record.space not in provenance.spaces:
-        raise CatalogError(f"{at}: space", record.space, f"one of {', '.join(provenance.spaces)}")
+    if record.space not in frame.spaces:
+        raise CatalogError(f"{at}: space", record.space, f"one of {', '.join(frame.spaces)}")
     row: dict[str, Any] = {
         "direction_id": record.direction_id,
         "image_id": check_id(record.image_id, f"{at}: image_id"),
@@ -108,24 +127,26 @@ def _direction_row(record: DirectionRecord, region_id: str | None, provenance: P
         row[name] = int(_number(getattr(record, name), f"{at}: {name}", 0, 2**31 - 1))
     for name in ("strength", "gain", "leakage"):
         row[name] = getattr(record, name)
-    for name in ("sigma", "residual", "kept_share", "roir_before", "roir"):
+    for name in ("sigma", "residual", "change", "kept_share", "roir_before", "roir"):
         row[name] = _measured(getattr(record, name), f"{at}: {name}")
-    row["converged"] = None if record.converged is None else bool(record.converged)
-    if record.model != provenance.model["fingerprint"]:
-        raise CatalogError(f"{at}: model", record.model, f"the catalog's {provenance.model['fingerprint']}")
+    for name in ("converged", "strength_reached", "strength_limited"):
+        row[name] = None if getattr(record, name) is None else bool(getattr(record, name))
+    row["iterations"] = None if record.iterations is None else int(record.iterations)
+    if record.model != frame.model:
+        raise CatalogError(f"{at}: model", record.model, f"the catalog's {frame.model}")
     check_evidence(row, at)
-    row["effect_vector"] = unit_float16(record.effect, provenance.effect_shape, f"{at}: effect")
+    row["effect_vector"] = unit_float16(record.effect, frame.effect_shape, f"{at}: effect")
     row["effect"] = _picture(effect_picture(record.effect), f"{at}: effect")
     row["preview"] = _picture(record.preview, f"{at}: preview")
-    vector = unit_float16(record.vector, provenance.spaces[record.space], f"{at}: vector")
+    vector = unit_float16(record.vector, frame.spaces[record.space], f"{at}: vector")
     return {**row, vector_column(record.space): vector}
 
 
-def _image_row(record: ImageRecord, provenance: Provenance) -> dict[str, Any]:
+def _image_row(record: ImageRecord, frame: Frame) -> dict[str, Any]:
     at = f"image {check_id(record.image_id, 'image_id')}"
     latent = np.asarray(record.latent, dtype=np.float32)
-    if latent.shape != provenance.spaces["x"] or not np.isfinite(latent).all():
-        raise CatalogError(f"{at}: latent", f"{latent.shape}", f"finite values of shape {provenance.spaces['x']}")
+    if latent.shape != frame.spaces["x"] or not np.isfinite(latent).all():
+        raise CatalogError(f"{at}: latent", f"{latent.shape}", f"finite values of shape {frame.spaces['x']}")
     factors = [
         {"name": check_name(name, f"{at}: factors"), "value": _number(value, f"{at}: factors")}
         for name, value in sorted(record.factors.items())
@@ -175,6 +196,17 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays([_column(rows, field) for field in schema], schema=schema)
 
 
+def check_records(
+    image: ImageRecord, regions: Iterable[RegionRecord], directions: Iterable[DirectionRecord], frame: Frame
+) -> None:
+    """Raise CatalogError where a record of one image would not be accepted by a catalog; joins are not looked at."""
+    _image_row(image, frame)
+    for region in regions:
+        _region_row(region)
+    for direction in directions:
+        _direction_row(direction, None, frame)
+
+
 def to_tables(
     directions: list[tuple[DirectionRecord, str | None]],
     images: list[ImageRecord],
@@ -185,9 +217,10 @@ def to_tables(
 
     Raises CatalogError naming the record and field that breaks a rule of format.md.
     """
+    frame = Frame(provenance.model["fingerprint"], provenance.shapes, provenance.effect_shape)
     rows = {
-        "directions": [_direction_row(record, region, provenance) for record, region in directions],
-        "images": [_image_row(record, provenance) for record in images],
+        "directions": [_direction_row(record, region, frame) for record, region in directions],
+        "images": [_image_row(record, frame) for record in images],
         "regions": [_region_row(record) for record in regions],
     }
     rows["directions"].sort(key=lambda row: row["space"])
@@ -208,9 +241,10 @@ def vectors_of(column: pa.ChunkedArray, field: str) -> np.ndarray:
 def to_direction(row: Mapping[str, Any], vector: np.ndarray, effect: np.ndarray, name: str) -> DirectionRecord:
     """A row of `directions` back to its record; `vector` and `effect` float32 in their shapes."""
     plain = ("direction_id", "image_id", "dataset", "model", "region", "space", "kind", "rank", "timestep")
-    measured = ("strength", "gain", "leakage", "sigma", "residual", "converged", "kept_share", "roir_before", "roir")
+    measured = ("strength", "gain", "leakage", "sigma", "residual", "converged", "iterations", "change", "kept_share")
+    decoded = ("roir_before", "roir", "strength_reached", "strength_limited")
     return DirectionRecord(
-        **{key: row[key] for key in plain + measured},
+        **{key: row[key] for key in plain + measured + decoded},
         vector=vector,
         effect=effect,
         preview=decode_png(row["preview"]["bytes"], f"{name}: preview"),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from catalog import manifest as manifests
 from catalog.fs import LOCK, MANIFEST, STAGING, inside, sha256_of
-from catalog.index import DirectionIndex, faiss_id, indexed_ids, search_vectors
+from catalog.index import IDS_SCHEMA, DirectionIndex, faiss_id, indexed_ids, search_vectors
 from catalog.manifest import Manifest
 from catalog.pictures import decode_png
 from catalog.reader import Catalog
@@ -68,12 +67,17 @@ def verify(folder: str | Path) -> VerifyReport:
         return VerifyReport(str(root), 0, 0, 0, {}, (Problem(MANIFEST, str(error)),))
     problems = list(_check_files(root, manifest))
     if not problems:
-        problems += _Tables(root, manifest).check()
+        problems += check_tables(root, manifest)
     if not problems:
         problems += _check_indexes(root, manifest)
     rows = {table: manifest.rows(table) for table in TABLES}
     size = sum(entry.bytes for entry in manifest.files.values())
     return VerifyReport(str(root), manifest.version, len(manifest.files), size, rows, tuple(problems))
+
+
+def check_tables(root: Path, manifest: Manifest) -> list[Problem]:
+    """Problems of the rows that `manifest` lists in folder `root`: schemas, ids, joins, norms, evidence, pictures."""
+    return _Tables(root, manifest).check()
 
 
 def _check_files(root: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -203,22 +207,19 @@ class _Tables:
 def _check_indexes(root: Path, manifest: Manifest) -> Iterator[Problem]:
     with Catalog(root, manifest) as catalog:
         for name, entry in sorted(manifest.indexes.items()):
+            ids = indexed_ids(catalog, name)
             try:
                 index = DirectionIndex(catalog, name)
-                expected = indexed_ids(catalog, name)
-                listed = pq.read_table(inside(root, entry.ids), partitioning=None).column("direction_id").to_pylist()
-                if listed != expected:
-                    yield Problem(entry.ids, "the id list is not the sorted ids of the directions")
-                    continue
-                if not expected:
-                    continue
-                numbers = faiss.vector_to_array(index.index.id_map).tolist()
-                if numbers != [faiss_id(key) for key in expected]:
-                    yield Problem(entry.faiss, "its ids are not those of the id list")
-                    continue
-                stored = faiss.downcast_index(index.index.index).reconstruct_n(0, len(expected))
-                wanted = search_vectors(catalog, name, expected, entry.sketch)
-                if not np.allclose(stored, wanted, atol=1e-4):
+                wanted = search_vectors(catalog, name, ids, entry.sketch)
+                if not np.allclose(index.vectors, wanted, atol=1e-4):
                     yield Problem(entry.faiss, "search vectors are not those of the stored directions")
             except RhumbError as error:
                 yield Problem(entry.faiss, str(error))
+                continue
+            try:
+                listed = pq.read_table(inside(root, entry.ids), partitioning=None)
+                expected = [{"faiss_id": faiss_id(key), "direction_id": key} for key in ids]
+                if not listed.schema.equals(IDS_SCHEMA) or listed.to_pylist() != expected:
+                    yield Problem(entry.ids, "the id list is not the sorted ids of the directions")
+            except (RhumbError, OSError, ValueError, pa.ArrowException) as error:
+                yield Problem(entry.ids, str(error)[:400])

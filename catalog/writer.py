@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -24,6 +26,30 @@ from pipeline.errors import CatalogError, ConflictError, InputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KEYS = {"directions": "direction_id", "images": "image_id", "regions": "region_id"}
+
+
+@dataclass(frozen=True)
+class SearchIndex:
+    """A search index as it is stored: bytes of the FAISS file and of its id list, number of directions, and sketch."""
+
+    faiss: bytes
+    ids: bytes
+    rows: int
+    sketch: SketchSpec
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """The two files by their path in a catalog; `name` is that of the index."""
+        return {
+            f"index/{name}-{hashlib.sha256(data).hexdigest()[:16]}.{suffix}": data
+            for suffix, data in (("faiss", self.faiss), ("parquet", self.ids))
+        }
+
+    def entry(self, name: str, directions_fingerprint: str) -> IndexEntry:
+        """What the manifest says of it."""
+        faiss, ids = self.files(name)
+        return IndexEntry(
+            faiss=faiss, ids=ids, rows=self.rows, sketch=self.sketch, directions_fingerprint=directions_fingerprint
+        )
 
 
 class CatalogWriter:
@@ -113,8 +139,8 @@ class CatalogWriter:
 
     @property
     def failed_images(self) -> dict[str, str]:
-        """Image id to reason, for images that were tried and not mined."""
-        return {image: entry.reason for image, entry in self.manifest.failed_images.items()}
+        """Image id to reason, for images that were tried and not mined, nor repaired and mined since."""
+        return {image: entry.reason for image, entry in self.manifest.failures.items()}
 
     # -- commits ---------------------------------------------------------------------------------------------------
 
@@ -135,13 +161,8 @@ class CatalogWriter:
                 _stage_table(transaction, table, manifests.shard(table, chunk.chunk_id), tables[table])
             rows = {table: tables[table].num_rows for table in TABLES}
             entry = ChunkEntry.model_validate({"digest": digest, "rows": rows})
-            failed = {k: v for k, v in self.manifest.failed_images.items() if k not in _ids(tables, "images")}
-            for record in chunk.images:
-                if record.failure is not None:
-                    failed[record.image_id] = FailedImage(
-                        source=record.source, reason=record.failure or "no reason given", chunk=chunk.chunk_id
-                    )
             chunks = {**self.manifest.chunks, chunk.chunk_id: entry}
+            failed = _failed(self.manifest.failed_images, chunk)
             self._commit(transaction, self.manifest, {"chunks": chunks, "failed_images": failed})
         self._remember(tables)
 
@@ -159,19 +180,14 @@ class CatalogWriter:
             self._commit(transaction, self.manifest, {"pictures": pictures}, obsolete)
         return path
 
-    def replace_indexes(self, built: Mapping[str, tuple[bytes, pa.Table, SketchSpec]]) -> None:
-        """Put a new set of search indexes (serialised index, id list, sketch) in place of the old one."""
+    def replace_indexes(self, built: Mapping[str, SearchIndex]) -> None:
+        """Put a new set of search indexes in place of the old one."""
         with self._transaction() as transaction:
             indexes = {}
-            for name, (data, ids, sketch) in built.items():
-                faiss_path, _ = transaction.stage(f"index/{name}-{{digest}}.faiss", _bytes_writer(data))
-                ids_path, _ = transaction.stage(
-                    f"index/{name}-{{digest}}.parquet", _table_writer(ids, {"compression": "zstd"}), ids.num_rows
-                )
-                indexes[name] = IndexEntry(
-                    faiss=faiss_path, ids=ids_path, rows=ids.num_rows, sketch=sketch,
-                    directions_fingerprint=self.manifest.directions_fingerprint,
-                )  # fmt: skip
+            for name, index in built.items():
+                indexes[name] = index.entry(name, self.manifest.directions_fingerprint)
+                for path, data in index.files(name).items():
+                    transaction.stage(path, _bytes_writer(data), index.rows if path == indexes[name].ids else None)
             former = [path for entry in self.manifest.indexes.values() for path in (entry.faiss, entry.ids)]
             kept = {path for entry in indexes.values() for path in (entry.faiss, entry.ids)}
             self._commit(
@@ -302,8 +318,22 @@ def _digest(chunk: Chunk) -> str:
     return content_id(images, regions, sorted(record.direction_id for record in chunk.directions))
 
 
-def _ids(tables: Mapping[str, pa.Table], table: str) -> set[str]:
-    return set(tables[table].column(_KEYS[table]).to_pylist())
+def _failed(former: Mapping[str, FailedImage], chunk: Chunk) -> dict[str, FailedImage]:
+    """The failed images after a chunk: those it mined are gone, those it mined under another id are repaired."""
+    mined = {record.source: record.image_id for record in chunk.images if record.failure is None}
+    failed = {
+        image: entry.model_copy(update={"repaired_as": mined.get(entry.source, entry.repaired_as)})
+        for image, entry in former.items()
+        if image not in mined.values()
+    }
+    for record in chunk.images:
+        if record.failure is not None:
+            repaired = former[record.image_id].repaired_as if record.image_id in former else None
+            failed[record.image_id] = FailedImage(
+                source=record.source, reason=record.failure or "no reason given", chunk=chunk.chunk_id,
+                repaired_as=repaired,
+            )  # fmt: skip
+    return failed
 
 
 def _must_be_in(value: str, known: set[str], field: str, expected: str) -> None:

@@ -9,7 +9,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from flows.console import complain
 from pipeline.errors import RhumbError
 
 Spec = tuple[str, dict[str, Any]]
+Add = Callable[..., None]
+"""Called as add(name, text, *specs): one more command, with `--json`."""
 
+KINDS = ("singular", "local", "joint", "individual")
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -28,18 +31,29 @@ ENVIRONMENT = {
 """Set for this process unless the user has set them."""
 
 
-def _arguments(parser: argparse.ArgumentParser, *specs: Spec) -> None:
-    for name, options in specs:
-        parser.add_argument(name, **options)
-
-
 CATALOG: Spec = ("catalog", {"type": Path, "metavar": "CATALOG", "help": "catalog folder"})
+RECIPE: Spec = ("recipe", {"type": Path, "metavar": "RECIPE", "help": "YAML recipe"})
+REPO: Spec = ("repo", {"metavar": "REPO", "help": "file:///HUB/ORG/NAME or a path HUB/ORG/NAME"})
+VERSION: Spec = ("--version", {"required": True, "metavar": "X.Y.Z", "help": "version of the pack"})
+IMAGE: Spec = (
+    "--image",
+    {"type": Path, "required": True, "metavar": "PNG", "help": "the picture, of any common format, size and mode"},
+)
+REGION: Spec = ("--region", {"required": True, "metavar": "R", "help": "a region of the catalog"})
+MANY: Spec = ("-k", {"type": int, "default": 10, "help": "how many (default: 10)"})
+BY: Spec = (
+    "--by",
+    {"choices": ("effect", "vector"), "default": "effect", "help": "what to compare (default: effect)"},
+)
 MODEL: Spec = (
     "--model",
     {"default": None, "help": "the catalog's model, where it is no longer at the place that the recipe names"},
 )
 JSON: Spec = ("--json", {"action": "store_true", "help": "print one JSON document"})
-OUT: dict[str, Any] = {"type": Path, "required": True}
+
+
+def _out(metavar: str, text: str) -> Spec:
+    return "--out", {"type": Path, "required": True, "metavar": metavar, "help": text}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,110 +64,136 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, *specs: Spec) -> None:
-        _arguments(commands.add_parser(name, help=text, description=text), *specs)
+        command = commands.add_parser(name, help=text, description=text)
+        for argument, options in (*specs, JSON):
+            command.add_argument(argument, **options)
 
+    for group in (_add_mining, _add_lookup, _add_edits, _add_packs, _add_checks, _add_training):
+        group(add)
+    return parser
+
+
+def _add_mining(add: Add) -> None:
     add(
         "demo",
         "mine the built-in faces, publish a pack, pull it back and write the report",
         ("--out", {"type": Path, "default": Path("rhumb-demo"), "help": "output folder (default: rhumb-demo)"}),
         ("--recipe", {"type": Path, "default": None, "help": "another recipe than the built-in one"}),
         ("--limit", {"type": int, "default": None, "help": "fewer images than the recipe says"}),
-        JSON,
     )
     add(
         "mine",
         "mine the directions of every image of a recipe into a catalog; run again to resume",
-        ("recipe", {"type": Path, "metavar": "RECIPE", "help": "YAML recipe"}),
-        ("--out", OUT | {"metavar": "CATALOG", "help": "catalog folder, new or from the same recipe"}),
-        ("--workers", {"type": int, "default": None, "help": "processes (default: one per core, one on a GPU)"}),
+        RECIPE,
+        _out("CATALOG", "catalog folder, new or from the same recipe"),
+        (
+            "--workers",
+            {"type": int, "default": None, "help": "processes (default: one per core that free memory has room for; "
+             "one on a GPU)"},
+        ),
         ("--prefect", {"action": "store_true", "help": "run as a Prefect flow (embedded server, or PREFECT_API_URL)"}),
-        JSON,
+    )  # fmt: skip
+    add("index", "build the FAISS indexes of a catalog", CATALOG)
+
+
+def _add_lookup(add: Add) -> None:
+    add(
+        "directions",
+        "list the directions of a catalog with their ids, for `similar` and `edit`",
+        CATALOG,
+        ("--region", {"default": None, "metavar": "R", "help": "only those of this region"}),
+        ("--space", {"choices": ("x", "h"), "default": None, "help": "only those of this space"}),
+        ("--kind", {"choices": KINDS, "default": None, "help": "only those of this kind"}),
+        (
+            "--image",
+            {"default": None, "metavar": "ID", "help": "only those of this image: its id, or its first digits"},
+        ),
+        ("--limit", {"type": int, "default": 50, "metavar": "N", "help": "at most this many (default: 50)"}),
     )
-    add("index", "build the FAISS indexes of a catalog", CATALOG, JSON)
     add(
         "similar",
         "directions like this one on other images",
         CATALOG,
-        ("id", {"metavar": "ID", "help": "direction id, or its first digits"}),
-        ("-k", {"type": int, "default": 10, "help": "how many (default: 10)"}),
-        ("--by", {"choices": ("effect", "vector"), "default": "effect", "help": "what to compare (default: effect)"}),
-        JSON,
+        ("id", {"metavar": "ID", "help": "direction id, or its first digits; `rhumb directions` lists them"}),
+        MANY,
+        BY,
     )
-    add(
-        "homogeneity",
-        "how alike a region's directions are over the images",
-        CATALOG,
-        ("--region", {"required": True}),
-        ("--by", {"choices": ("effect", "vector"), "default": "effect", "help": "what to compare (default: effect)"}),
-        JSON,
-    )
+    add("homogeneity", "how alike a region's directions are over the images", CATALOG, REGION, BY)
     add(
         "transfer",
         "catalogued directions likely to work on a new image",
         CATALOG,
-        ("--image", {"type": Path, "required": True, "metavar": "PNG"}),
-        ("--region", {"required": True}),
+        IMAGE,
+        REGION,
         ("--mask", {"type": Path, "default": None, "metavar": "PNG", "help": "the region on the new image"}),
-        ("-k", {"type": int, "default": 10, "help": "how many (default: 10)"}),
-        JSON,
+        MANY,
     )
+
+
+def _add_edits(add: Add) -> None:
     add(
         "edit",
         "apply directions of a catalog to an image",
         CATALOG,
-        ("--image", {"type": Path, "required": True, "metavar": "PNG"}),
-        ("--direction", {"action": "append", "required": True, "metavar": "ID=STRENGTH", "help": "may be repeated"}),
-        ("--out", OUT | {"metavar": "PNG"}),
+        IMAGE,
+        (
+            "--direction",
+            {"action": "append", "required": True, "metavar": "ID=STRENGTH",
+             "help": "a direction and how far to go, negative for the other way; may be repeated"},
+        ),
+        _out("PNG", "the edited picture"),
         MODEL,
-        JSON,
-    )
-    add(
-        "publish",
-        "publish a catalog as a versioned pack on a local hub",
-        CATALOG,
-        ("repo", {"metavar": "REPO", "help": "file:///HUB/ORG/NAME or a path HUB/ORG/NAME"}),
-        ("--version", {"required": True, "metavar": "X.Y.Z"}),
-        ("--licence", {"default": None, "help": "licence of the pack (default: as the data set says)"}),
-        JSON,
-    )
-    add(
-        "pull",
-        "download one version of a pack; the result is a catalog",
-        ("repo", {"metavar": "REPO", "help": "file:///HUB/ORG/NAME or a path HUB/ORG/NAME"}),
-        ("--version", {"required": True, "metavar": "X.Y.Z"}),
-        ("--out", OUT | {"metavar": "FOLDER"}),
-        JSON,
-    )
-    add("verify", "check every file, row and id of a catalog", CATALOG, JSON)
-    add("status", "what a catalog holds and what failed", CATALOG, JSON)
+    )  # fmt: skip
     add(
         "report",
         "write the page and the contact sheet of a catalog",
         CATALOG,
         ("--out", {"type": Path, "default": None, "metavar": "FOLDER", "help": "default: CATALOG/../report"}),
         MODEL,
-        JSON,
     )
+
+
+def _add_packs(add: Add) -> None:
+    add(
+        "publish",
+        "publish a catalog as a versioned pack on a local hub",
+        CATALOG,
+        REPO,
+        VERSION,
+        ("--licence", {"default": None, "help": "licence of the pack (default: as the data set says)"}),
+    )
+    add(
+        "pull",
+        "download one version of a pack; the result is a catalog",
+        REPO,
+        VERSION,
+        _out("FOLDER", "catalog folder, new or of the same pull"),
+    )
+
+
+def _add_checks(add: Add) -> None:
+    add("verify", "check every file, row and id of a catalog", CATALOG)
+    add("status", "what a catalog holds and what failed", CATALOG)
     add(
         "inspect",
         "print what a model is: family, prediction type, shapes, schedule",
         ("model", {"metavar": "MODEL", "help": "builtin, a diffusers folder or a Hub id"}),
-        JSON,
     )
-    _add_training(commands)
-    return parser
 
 
-def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    train = commands.add_parser("train", help="train the built-in networks and write the built-in data")
-    _arguments(
-        train,
+def _add_training(add: Add) -> None:
+    add(
+        "train",
+        "train the built-in networks and write the built-in data",
         ("what", {"choices": ("builtin", "reader", "data"), "help": "denoiser, attribute reader, or the images"}),
-        ("--out", {"type": Path, "default": None, "help": "folder of the result (default: data/builtin)"}),
-        ("--work", {"type": Path, "default": None, "help": "folder of checkpoints (default: OUT/../training)"}),
-        ("--steps", {"type": int, "default": None, "help": "training steps"}),
-        JSON,
-    )
+        (
+            "--out",
+            {"type": Path, "default": None,
+             "help": "folder of the result (default: in data/builtin of a checkout, else in ./builtin)"},
+        ),
+        ("--work", {"type": Path, "default": None, "help": "folder of checkpoints (default: OUT/../../training)"}),
+        ("--steps", {"type": int, "default": None, "help": "a shorter training of this many steps in all"}),
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

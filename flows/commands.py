@@ -74,6 +74,47 @@ def index(arguments: Namespace) -> None:
     answer(plain(built), arguments.json, lambda: table("indexes", ("index", "directions"), rows))
 
 
+def directions(arguments: Namespace) -> None:
+    """`rhumb directions CATALOG`."""
+    if arguments.limit < 1:
+        raise InputError("--limit", arguments.limit, "at least 1")
+    with Catalog.open(arguments.catalog) as catalog:
+        wanted = {name: getattr(arguments, name) for name in ("region", "space", "kind")}
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        if arguments.image is not None:
+            wanted["image_id"] = catalog.resolve(arguments.image, "images")
+        _check_region(catalog, arguments.region)
+        found = catalog.directions(**wanted).to_pylist()
+        source = {row["image_id"]: row["source"] for row in catalog.images().to_pylist()}
+    found.sort(key=lambda row: tuple(row[name] for name in ("region", "space", "kind", "rank", "image_id")))
+    shown = [_listed(row, source[row["image_id"]]) for row in found[: arguments.limit]]
+    names = ("direction", "image", "source", "region", "space", "kind", "rank", "strength", "gain", "ROIR")
+    header = (*names, "leakage / gain")
+    rows = [[_cell(name, value) for name, value in row.items()] for row in shown]
+    title = f"{len(shown)} of {len(found)} directions" + ("" if len(shown) == len(found) else " (--limit N for more)")
+    answer({"total": len(found), "directions": plain(shown)}, arguments.json, lambda: table(title, header, rows))
+
+
+def _listed(row: dict[str, Any], source: str) -> dict[str, Any]:
+    """A direction as `rhumb directions` shows it: which, and its evidence."""
+    names = ("region", "space", "kind", "rank", "strength", "gain", "roir")
+    ratio = row["leakage"] / row["gain"] if row["gain"] > 0 else None
+    key = {"direction_id": row["direction_id"], "image_id": row["image_id"], "source": source}
+    return {**key, **{name: row[name] for name in names}, "leakage_ratio": ratio}
+
+
+def _cell(name: str, value: object) -> object:
+    if value is None:
+        return "-"
+    return str(value)[:12] if name == "image_id" else value
+
+
+def _check_region(catalog: Catalog, region: str | None) -> None:
+    known = sorted(set(catalog.directions().column("region").to_pylist()))
+    if region is not None and region not in known:
+        raise InputError("--region", region, f"one of {', '.join(known)}")
+
+
 def similar(arguments: Namespace) -> None:
     """`rhumb similar CATALOG ID`."""
     with Catalog.open(arguments.catalog) as catalog:
@@ -91,13 +132,13 @@ def similar(arguments: Namespace) -> None:
 def homogeneity(arguments: Namespace) -> None:
     """`rhumb homogeneity CATALOG --region R`."""
     with Catalog.open(arguments.catalog) as catalog:
+        _check_region(catalog, arguments.region)
         found = []
         for space, kind in (("x", "local"), ("h", "individual")):
             if catalog.directions(region=arguments.region, space=space, kind=kind).num_rows > 0:
                 found.append(measure_homogeneity(catalog, arguments.region, space, kind, by=arguments.by))
         if not found:
-            known = sorted(set(catalog.directions().column("region").to_pylist()))
-            raise InputError("--region", arguments.region, f"one of {', '.join(known)}")
+            raise InputError("--region", arguments.region, "one with local or individual directions")
     rows = [
         (h.space, h.kind, rank, s.n, s.q10, s.q50, s.q90, s.random[1])
         for h in found

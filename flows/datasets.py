@@ -20,6 +20,7 @@ from flows.paths import builtin_folder
 from flows.recipe import BuiltinDataset, Recipe
 from pipeline.errors import InputError, NotFoundError
 from pipeline.faces.factors import REGIONS
+from pipeline.images import eight_bits, fit_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff")  # lossless: a JPEG mask has no clean edge
@@ -94,8 +95,6 @@ def load_dataset(recipe: Recipe, image_shape: tuple[int, int, int]) -> LoadedDat
         InputError: no images, an unknown region, a mask of the wrong aspect, or a model with other channels.
         NotFoundError: the built-in data is missing from the installation.
     """
-    if image_shape[0] not in (1, 3):
-        raise InputError("model: channels", image_shape[0], "1 (grey) or 3 (RGB), as images have")
     if isinstance(recipe.dataset, BuiltinDataset):
         return load_builtin(recipe.dataset, recipe.regions, image_shape)
     folder = recipe.dataset
@@ -280,26 +279,6 @@ def _size(image_shape: tuple[int, int, int]) -> tuple[int, int]:
     return image_shape[2], image_shape[1]
 
 
-def fit_image(picture: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """A picture of any mode and size as uint8 (H, W, C) of the model's `image_shape` (C, H, W).
-
-    Transparency is flattened onto white, 16-bit and float greys are scaled to 8 bits, the centre is cropped to the
-    model's aspect, and the crop is resized (Lanczos).
-    """
-    channels = image_shape[0]
-    upright = _eight_bits(picture)
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, upright)
-    plain = upright.convert("L" if channels == 1 else "RGB")
-    size = _size(image_shape)
-    if plain.size != size:
-        plain = ImageOps.fit(plain, size, method=Image.Resampling.LANCZOS)
-    pixels = np.asarray(plain, dtype=np.uint8)
-    return pixels[..., None] if channels == 1 else pixels
-
-
 def fit_mask(
     mask: Image.Image, image_size: tuple[int, int], image_shape: tuple[int, int, int], source: str
 ) -> np.ndarray:
@@ -316,7 +295,7 @@ def fit_mask(
             f"its image's size, {width} x {height}, or a multiple",
             "Draw the mask on the image that it belongs to.",
         )
-    grey = _eight_bits(mask)
+    grey = eight_bits(mask)
     if grey.mode in ("RGBA", "LA", "PA"):
         grey = grey.convert("RGBA").convert("RGB")  # alpha is ignored: masks are told by brightness
     binary = grey.convert("L").point([0] * MASK_THRESHOLD + [255] * (256 - MASK_THRESHOLD))
@@ -325,15 +304,6 @@ def fit_mask(
     if binary.size != _size(image_shape):
         binary = ImageOps.fit(binary, _size(image_shape), method=Image.Resampling.NEAREST)
     return np.asarray(binary) >= MASK_THRESHOLD
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Greys of more than 8 bits scaled down; every other mode as it is. Bilevel and palette pictures stay exact."""
-    if picture.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        values = np.asarray(picture, dtype=np.float64)
-        top = 1.0 if picture.mode == "F" and values.size and values.max() <= 1.0 else 65535.0
-        return Image.fromarray((values / top * 255.0).clip(0, 255).round().astype(np.uint8))
-    return picture
 
 
 def _without_empty(masks: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

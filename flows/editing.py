@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 
 from catalog.reader import Catalog
-from flows.datasets import BrokenImageError, fit_image, fit_mask, open_image
+from flows.datasets import BrokenImageError, fit_mask, open_image
 from flows.files import write_whole
-from flows.mining import as_tensor, mining_settings, open_model
+from flows.mining import mining_settings, open_model
 from flows.pictures import as_picture, png
 from flows.recipe import Recipe, parse_recipe
 from pipeline.editing import Edit, apply_edits
 from pipeline.errors import InputError, ModelError
+from pipeline.images import as_tensor, fit_image
 from pipeline.inversion import invert, round_trip_psnr
 from pipeline.metrics import rms_inside
-from pipeline.mining import MiningSettings
+from pipeline.mined import MiningSettings
 from pipeline.models.contract import Denoiser
 
 

@@ -23,6 +23,7 @@ from catalog import manifest as manifests
 from catalog.fs import MANIFEST
 from catalog.manifest import Provenance
 from catalog.records import Chunk, DirectionRecord, ImageRecord, RegionRecord, content_id
+from catalog.tables import Frame, check_records
 from catalog.writer import CatalogWriter
 from flows.console import Advance, silent
 from flows.datasets import LoadedDataset, SourceImage, mask_digests
@@ -32,24 +33,21 @@ from flows.ranks import check_ranks
 from flows.recipe import Recipe
 from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import RhumbError
+from pipeline.images import as_tensor
 from pipeline.inversion import invert, round_trip_psnr
-from pipeline.mining import (
-    Direction,
-    JiveSettings,
-    LocoSettings,
-    MinedImage,
-    MiningSettings,
-    linear_strength,
-    mine_image,
-)
+from pipeline.mined import Direction, JiveSettings, LocoSettings, MinedImage, MiningSettings
+from pipeline.mining import linear_strength, mine_image
 from pipeline.models.contract import Denoiser
 from pipeline.models.loading import load_denoiser
 
 PREVIEWS = 16  # directions previewed in one pass
 CHUNK = 4  # images inverted together and committed together
 BEST_PSNR = 200.0  # dB; an exact round trip has no finite one, and evidence is a number
-METHOD_VERSION = 1  # raised when the same recipe gives other numbers; part of every id
+METHOD_VERSION = 2  # raised when the same recipe gives other numbers; part of every id
 EFFECT_SIZE = 16
+EVIDENCE = ("strength", "strength_reached", "strength_limited", "gain", "leakage", "sigma", "residual", "converged",
+            "iterations", "change", "kept_share", "roir_before", "roir")  # fmt: skip
+FAILURES = (RhumbError, RuntimeError, ArithmeticError, ValueError)  # of one image; what else goes wrong ends the run
 PACKAGES = ("torch", "diffusers", "numpy", "pyarrow", "faiss-cpu", "prefect", "datasets", "huggingface-hub")
 
 
@@ -115,17 +113,29 @@ def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
     start, end = method.edit.h_window or (method.timestep, 0.0)
     return MiningSettings(
         timestep=round(method.timestep * steps),
-        loco=LocoSettings(**method.loco.model_dump()),
-        jive=JiveSettings(**method.jive.model_dump()) if denoiser.info.bottleneck_shape else None,
+        loco=LocoSettings(**dict(method.loco)),
+        jive=JiveSettings(**dict(method.jive)) if denoiser.info.bottleneck_shape else None,
         decode=DecodeSettings(
             steps=method.edit.steps,
             h_window=(round(start * steps), round(end * steps)),
             convention=method.edit.convention,
+            eta=method.edit.eta,
+            eta_share=method.edit.eta_share,
+            seed=recipe.seed,
         ),
         strength=method.edit.strength,
         tolerance=method.tolerance,
         seed=recipe.seed,
     )
+
+
+def frame_of(denoiser: Denoiser) -> Frame:
+    """What the records of a catalog of this model's directions must fit."""
+    info = denoiser.info
+    spaces: dict[str, tuple[int, ...]] = {"x": info.image_shape}
+    if info.bottleneck_shape is not None:
+        spaces["h"] = info.bottleneck_shape
+    return Frame(info.fingerprint, spaces, (info.image_shape[0], EFFECT_SIZE, EFFECT_SIZE))
 
 
 def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, repaired: Collection[str] = ()) -> Provenance:
@@ -134,9 +144,8 @@ def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, repaired
     `repaired` sources could not be read when the catalog was begun: its data are still the same.
     """
     info = denoiser.info
-    spaces: dict[Any, tuple[int, ...]] = {"x": info.image_shape}
-    if info.bottleneck_shape is not None:
-        spaces["h"] = info.bottleneck_shape
+    frame = frame_of(denoiser)
+    spaces: dict[Any, tuple[int, ...]] = dict(frame.spaces)
     versions = {name: metadata.version(name) for name in PACKAGES}
     return Provenance(
         recipe_fingerprint=recipe.fingerprint(),
@@ -147,23 +156,19 @@ def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, repaired
             "name": data.name,
             "split": data.split,
             "images": sum(image.source not in repaired for image in data.images),
+            "unusable": [failure.source for failure in data.failures],
         },
         seeds={"recipe": recipe.seed},
         code_version=f"{metadata.version('rhumb')} (method {METHOD_VERSION})",
         packages={**versions, "python": platform.python_version()},
         spaces=spaces,
-        effect_shape=(info.image_shape[0], EFFECT_SIZE, EFFECT_SIZE),
+        effect_shape=frame.effect_shape,
     )
 
 
 def chunks_of(images: Sequence[SourceImage]) -> list[list[SourceImage]]:
     """The data set cut into chunks of `CHUNK`, in its own order."""
     return [list(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
-
-
-def as_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W, C) to float32 (C, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32) / 127.5 - 1.0
 
 
 class Miner:
@@ -175,26 +180,20 @@ class Miner:
 
     def mine(self, images: Sequence[SourceImage], report: MiningReport) -> Chunk:
         """Invert a chunk in one batch and mine each image; failures become records with their reason."""
-        inverted = self._invert(images)
         image_records: list[ImageRecord] = []
         regions: list[RegionRecord] = []
         directions: list[DirectionRecord] = []
-        for image, (x_t, psnr) in zip(images, inverted, strict=True):
-            own = self._region_records(image)
+        for image, inverted in zip(images, self._inverted(images), strict=True):
             try:
-                mined = self._mine_one(image, x_t)
-                found = self._direction_records(image, mined, x_t, own)
-            except (RhumbError, RuntimeError, ArithmeticError) as error:
+                record, own, found = self._records(image, inverted, report)
+            except FAILURES as error:
                 reason = f"{type(error).__name__}: {error}"
                 report.failed[image.source] = reason
-                image_records.append(self._image_record(image, x_t, float("nan"), reason))
+                image_records.append(self._image_record(image, failure=reason))
                 continue
             report.images += 1
-            report.refused += len(mined.refused)
-            report.products["jvp"] += mined.products.jvp
-            report.products["vjp"] += mined.products.vjp
-            image_records.append(self._image_record(image, x_t, min(psnr, BEST_PSNR), None))
-            regions += own.values()
+            image_records.append(record)
+            regions += own
             directions += found
         report.directions += len(directions)
         mined_images = [record.image_id for record in image_records if record.failure is None]
@@ -207,6 +206,13 @@ class Miner:
         report = MiningReport(Path())
         return MinedChunk(self.mine(images, report), report)
 
+    def _inverted(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float] | Exception]:
+        """`_invert` of all images together; where that fails, of each by itself, with the error of those that fail."""
+        try:
+            return list(self._invert(images))
+        except FAILURES as error:
+            return [error] if len(images) == 1 else [self._inverted([image])[0] for image in images]
+
     def _invert(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float]]:
         """x_t (C, H, W) and round-trip PSNR of each image, inverted as one batch."""
         x0 = torch.stack([as_tensor(image.image) for image in images]).to(self.denoiser.device, self.denoiser.dtype)
@@ -215,9 +221,26 @@ class Miner:
         back = decode(self.denoiser, x_t, self.settings.timestep, DecodeSettings(steps=steps))
         return list(zip(x_t, round_trip_psnr(x0, back).tolist(), strict=True))
 
+    def _records(
+        self, image: SourceImage, inverted: tuple[torch.Tensor, float] | Exception, report: MiningReport
+    ) -> tuple[ImageRecord, list[RegionRecord], list[DirectionRecord]]:
+        """Mine one inverted image: its records, as a catalog will accept them. Raises one of FAILURES."""
+        if isinstance(inverted, Exception):
+            raise inverted
+        x_t, psnr = inverted
+        if not (bool(torch.isfinite(x_t).all()) and psnr > -math.inf):
+            raise ArithmeticError("DDIM inversion and the way back gave values that are not finite")
+        mined = self._mine_one(image, x_t)
+        report.refused += len(mined.refused)
+        report.products["jvp"] += mined.products.jvp
+        report.products["vjp"] += mined.products.vjp
+        record = self._image_record(image, x_t, min(psnr, BEST_PSNR))
+        regions = self._region_records(image)
+        directions = self._direction_records(image, mined, x_t, regions)
+        check_records(record, regions.values(), directions, frame_of(self.denoiser))
+        return record, list(regions.values()), directions
+
     def _mine_one(self, image: SourceImage, x_t: torch.Tensor) -> MinedImage:
-        if not bool(torch.isfinite(x_t).all()):
-            raise ArithmeticError("DDIM inversion gave values that are not finite")
         masks = {name: torch.from_numpy(mask) for name, mask in image.masks.items()}
         mined = mine_image(self.denoiser, x_t, masks, self.settings)
         for d in mined.directions:
@@ -225,7 +248,13 @@ class Miner:
                 raise ArithmeticError(f"evidence that is not finite for {d.region} {d.space} {d.kind} {d.rank}")
         return mined
 
-    def _image_record(self, image: SourceImage, x_t: torch.Tensor, psnr: float, failure: str | None) -> ImageRecord:
+    def _image_record(
+        self,
+        image: SourceImage,
+        x_t: torch.Tensor | None = None,
+        psnr: float = math.nan,
+        failure: str | None = None,
+    ) -> ImageRecord:
         return ImageRecord(
             image_id=image.image_id,
             dataset=image.dataset,
@@ -233,7 +262,7 @@ class Miner:
             source=image.source,
             image=image.image,
             timestep=self.settings.timestep,
-            latent=np.zeros((0,), np.float32) if failure else x_t.cpu().to(torch.float32).numpy(),
+            latent=np.zeros((0,), np.float32) if x_t is None else x_t.cpu().to(torch.float32).numpy(),
             round_trip_psnr=psnr,
             factors=dict(image.factors),
             failure=failure,
@@ -284,16 +313,8 @@ class Miner:
                     effect=small_effect(d.effect),
                     preview=preview,
                     spectrum=d.spectrum.cpu().to(torch.float32).numpy(),
-                    strength=d.strength,
-                    gain=d.gain,
-                    leakage=d.leakage,
-                    sigma=d.sigma,
-                    residual=d.residual,
-                    converged=d.converged,
                     parents=parents,
-                    kept_share=d.kept_share,
-                    roir_before=d.roir_before,
-                    roir=d.roir,
+                    **{name: getattr(d, name) for name in EVIDENCE},
                 )
             )
         return records
@@ -369,9 +390,9 @@ def _unreadable_id(data: LoadedDataset, source: str) -> str:
 
 
 def _repaired(out: Path, data: LoadedDataset) -> set[str]:
-    """Sources of `data` that the catalog in `out`, if there is one, knows as unreadable."""
-    known = manifests.load(out).failed_images if (out / MANIFEST).is_file() else {}
-    return {image.source for image in data.images if _unreadable_id(data, image.source) in known}
+    """Sources of `data` that could not be used when the catalog in `out`, if there is one, was begun."""
+    unusable = manifests.load(out).provenance.data.get("unusable", []) if (out / MANIFEST).is_file() else []
+    return {image.source for image in data.images} & set(unusable)
 
 
 def record_unreadable(writer: CatalogWriter, data: LoadedDataset, report: MiningReport) -> None:

@@ -29,6 +29,14 @@ def builtin_folder() -> Path:
     return data_folder() / "builtin"
 
 
+def training_folder() -> Path:
+    """Where trainings put their results unless told otherwise: the repository's `data/builtin` in a checkout.
+
+    In an installed copy a folder `builtin` in the working directory: what was installed is not to be overwritten.
+    """
+    return builtin_folder() if _is_checkout(Path(__file__).resolve().parent.parent) else Path("builtin")
+
+
 def builtin_recipe(name: str = "faces64-demo") -> Path:
     """The YAML file of a recipe that travels with the package.
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import InputError
+from pipeline.images import as_pixels
 
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -48,8 +49,7 @@ def to_rgb(image: np.ndarray, name: str = "image") -> Picture:
 
 def as_picture(image: torch.Tensor) -> Picture:
     """A tensor (C, H, W) in [-1, 1] as a picture: clamped, rounded, grey repeated."""
-    levels = ((image.detach().to("cpu", torch.float32).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-    return to_rgb(levels.permute(1, 2, 0).numpy())
+    return to_rgb(as_pixels(image))
 
 
 def check_mask(mask: np.ndarray, image: np.ndarray, name: str = "mask") -> Mask:

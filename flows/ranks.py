@@ -22,6 +22,13 @@ def check_ranks(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None
         raise InputError(
             "recipe: method.timestep", recipe.method.timestep, f"a fraction that names one of {steps} steps"
         )
+    if denoiser.alpha_sigma(round(recipe.method.timestep * steps))[0] == 0.0:
+        raise InputError(
+            "recipe: method.timestep",
+            f"{recipe.method.timestep}, at which this model's images are noise alone (alpha = 0)",
+            "a timestep with some of the image left",
+            "Use a smaller one.",
+        )
     jive = recipe.method.jive
     if denoiser.info.bottleneck_shape is not None and jive.individual_rank > jive.rank:
         raise _too_large("method.jive.individual_rank", jive.individual_rank, jive.rank, "method.jive.rank")
@@ -52,7 +59,8 @@ def _check_h(recipe: Recipe, denoiser: Denoiser, image: SourceImage, width: int)
         limit = min(int(mask.sum()) * channels, width)
         if jive.rank > limit:
             raise _too_large("method.jive.rank", jive.rank, limit, f"the size of {name} on {image.source}")
-    room = min(len(blocks) * jive.rank, width) - jive.individual_rank
+    taken = jive.individual_rank * (len(blocks) if jive.orthogonal_individuals else 1)
+    room = min(len(blocks) * jive.rank, width) - taken
     if jive.joint_rank > room:
         why = f"what ranks {jive.rank} of {len(blocks)} blocks and individual_rank leave room for on {image.source}"
         raise _too_large("method.jive.joint_rank", jive.joint_rank, room, why)

@@ -20,6 +20,11 @@ from pipeline.errors import InputError
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+def _quiet(default: Any, **limits: Any) -> Any:
+    """A key that enters the fingerprint, and so the ids of directions, only where it is not at its default."""
+    return Field(default=default, exclude_if=lambda value: value == default, **limits)
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,33 +53,46 @@ class FolderDataset(_Part):
 
 
 class Loco(_Part):
-    """x-space: `rank` directions per region, projected off the `null_rank` strongest ones of the complement."""
+    """x-space: `rank` directions per region, projected off the `null_rank` strongest ones of the complement.
+
+    `variant` "projected": singular directions of the region, projected afterwards; "inside": those of the region's
+    Jacobian within the null space, the strongest there are.
+    """
 
     rank: int = Field(default=5, ge=1)
     null_rank: int = Field(default=30, ge=0)
+    variant: Literal["projected", "inside"] = _quiet("projected")
 
 
 class Jive(_Part):
-    """h-space: SVDs of `rank` per block, then the ranks of the joint and of each individual part."""
+    """h-space: SVDs of `rank` per block, then the ranks of the joint and of each individual part.
+
+    `orthogonal_individuals` keeps the regions' individual parts orthogonal to each other too; then the order of the
+    regions matters.
+    """
 
     rank: int = Field(default=20, ge=1)
     joint_rank: int = Field(default=30, ge=0)
     individual_rank: int = Field(default=3, ge=1)
     scale: bool = True
+    orthogonal_individuals: bool = _quiet(False)
 
 
 class Edit(_Part):
     """How strong previews are ("visible", or a number), and how edits are decoded.
 
     `h_window` [start, end] in fractions of T, start > end: h is shifted from `start` down to `end`; None is from the
-    recipe's timestep down to 0. `steps` DDIM steps
-    over [0, t]; `convention` "both" DDIM terms see the shifted h, or "x0" only (Asyrp).
+    recipe's timestep down to 0. `steps` DDIM steps over [0, t]; `convention` "both" DDIM terms see the shifted h, or
+    "x0" only (Asyrp). `eta` above 0 makes the last `eta_share` of the steps stochastic, with noise from the recipe's
+    seed, the same for an edit and what it is compared with.
     """
 
     strength: Literal["visible"] | Annotated[float, Field(gt=0.0)] = "visible"
     h_window: tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]] | None = None
     steps: int = Field(default=25, ge=1, le=1000)
     convention: Literal["both", "x0"] = "both"
+    eta: float = _quiet(0.0, ge=0.0, le=1.0)
+    eta_share: float = _quiet(0.2, gt=0.0, le=1.0)
 
     @field_validator("h_window")
     @classmethod

@@ -15,11 +15,11 @@ def run_mining(recipe: Recipe, out: Path, prefect: bool = False, workers: int | 
     """Mine with a progress bar: as a Prefect flow, in several processes, or here where one is enough."""
     denoiser = open_model(model_place(recipe))
     data = load_dataset(recipe, denoiser.info.image_shape)
+    count = 1 if prefect else usable_workers(workers, len(chunks_of(data.images)), denoiser)
     with stage("mining", len(data.images)) as advance:
         if prefect:
             from flows.prefect_flows import mine_with_prefect  # starting Prefect takes seconds: only when asked for
 
             return mine_with_prefect(recipe, out, denoiser, data, advance)
-        count = usable_workers(workers, len(chunks_of(data.images)))
         runner = in_processes(recipe, count) if count > 1 else run_directly
         return mine(recipe, out, denoiser, data, runner, advance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from flows.builtin_data import write_builtin_data
 from flows.console import Advance, stage
-from flows.paths import builtin_folder
+from flows.paths import training_folder
 from flows.pictures import as_picture, png, strip
 from pipeline.errors import InputError
 from pipeline.inversion import sample
@@ -66,9 +67,21 @@ def counted(advance: Advance) -> Callable[[int, float], None]:
     return progress
 
 
+def shortened(config: DenoiserTraining, steps: int) -> DenoiserTraining:
+    """The same training in `steps` steps: each phase keeps its share, and one that has no step left is dropped."""
+    done = [0, *accumulate(phase.steps for phase in config.phases)]
+    ends = [round(steps * end / config.steps) for end in done]
+    phases = [
+        phase.model_copy(update={"steps": end - start})
+        for phase, (start, end) in zip(config.phases, pairwise(ends), strict=True)
+        if end > start
+    ]
+    return config.model_copy(update={"phases": tuple(phases)})
+
+
 def train_builtin_denoiser(out: Path, work: Path, steps: int | None) -> dict[str, object]:
     """Train or resume the denoiser in `work`, then write the diffusers pipeline and its evidence to `out`."""
-    config = DenoiserTraining() if steps is None else DenoiserTraining(steps=steps)
+    config = DenoiserTraining() if steps is None else shortened(DenoiserTraining(), steps)
     with stage("training the denoiser", config.steps) as advance:
         average = train_denoiser(config, work, counted(advance))
     out.mkdir(parents=True, exist_ok=True)
@@ -94,11 +107,15 @@ def train_builtin_reader(out: Path, work: Path, steps: int | None) -> dict[str, 
 
 
 def train(what: str, out: Path | None, work: Path | None, steps: int | None) -> dict[str, object]:
-    """`rhumb train`: resumes from the checkpoints in `work`, uses a GPU when there is one."""
+    """`rhumb train`: resumes from the checkpoints in `work`, uses a GPU when there is one.
+
+    Raises:
+        InputError: `steps` below one, or checkpoints of other settings.
+    """
     if steps is not None and steps < 1:
         raise InputError("--steps", steps, "at least 1")
     name = {"builtin": "denoiser", "reader": "reader", "data": ""}[what]
-    target = out or builtin_folder() / name
+    target = out or training_folder() / name
     checkpoints = work or target.parent.parent / "training" / (name or "data")
     if what == "data":
         write_builtin_data(target)

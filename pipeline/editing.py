@@ -1,9 +1,9 @@
-"""Using directions: decode, apply, compose, interpolate, transfer.
+"""Using directions: invert, decode, apply, compose, interpolate, transfer.
 
 An edit starts from the noisy image x_t of DDIM inversion. x-space directions are added to x_t once (LOCO Edit, eq. 7);
 h-space directions are added to the bottleneck at every denoising step inside a window (Kouzelis et al. 2024, section
 4.3). Both kinds compose: several directions of either space with their strengths make one edit, decoded once.
-Transfer is the same call with another image's x_t.
+Transfer is the same call with another image's x_t. `pipeline.images` turns what comes out into pictures.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.inversion import BottleneckShift, Convention, sample
+from pipeline.images import as_tensor, fit_image
+from pipeline.inversion import BottleneckShift, Convention, invert, sample
 from pipeline.models.contract import Denoiser
 
 
@@ -43,6 +45,19 @@ class Edit:
     space: Literal["x", "h"]
     vector: torch.Tensor
     strength: float
+
+
+def invert_image(denoiser: Denoiser, image: Image.Image | torch.Tensor, t: int, steps: int) -> torch.Tensor:
+    """x_t (C, H, W) of one image: a PIL picture of any size and mode, or a tensor (C, H, W) in [-1, 1] as it is.
+
+    Pictures are fitted to the model (`images.fit_image`). Cost: at most `steps` network calls. No randomness.
+
+    Raises:
+        InputError: a shape, timestep or number of steps that does not fit.
+    """
+    if isinstance(image, Image.Image):
+        image = as_tensor(fit_image(image, denoiser.info.image_shape))
+    return invert(denoiser, image[None], t, steps)[0]
 
 
 def decode(

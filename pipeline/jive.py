@@ -21,6 +21,7 @@ from pipeline.svd import canonical_sign
 # Relative to a block's norm: singular values below it are rounding of the given numbers.
 _NULL = {torch.float64: 1e-12}
 _NULL_SINGLE = 2e-6
+_PLAIN_ROUNDS = 20  # before momentum sets in
 _Spectrum = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -71,7 +72,7 @@ def jive(
     scale: bool = True,
     orthogonal_individuals: bool = False,
     tolerance: float = 1e-6,
-    max_iterations: int = 1000,
+    max_iterations: int = 3000,
     compress: bool = True,
     start: Literal["zero", "r.jive"] | None = None,
 ) -> JiveResult:
@@ -180,18 +181,32 @@ class _Iteration:
         self.change = math.inf
 
     def run(self, tolerance: float, max_iterations: int) -> tuple[int, bool]:
-        """Iterate; returns the number of iterations and whether both parts have settled."""
-        size = float(self.total.norm())
+        """Iterate; returns the number of iterations and whether both parts have settled.
+
+        Where neighbouring ranks explain nearly as much, the plain rounds creep for ten thousand steps. Momentum
+        (Nesterov 1983), begun anew whenever the residual rises (O'Donoghue & Candes 2015), ends at the same fixed
+        point in a twentieth of them. With `orthogonal` the answer depends on the path, so the path stays r.jive's.
+        """
+        size, run_up, last = float(self.total.norm()), 0, math.inf
+        given = self.individual  # what a round starts from: the last individual parts, thrown forward
         for iteration in range(max_iterations):
             before = self.joint, self.individual
-            u, self.joint_sigma, self.joint_basis = _truncate(self.total - self.individual, self.joint_rank)
-            self.joint = (u * self.joint_sigma) @ self.joint_basis
-            self.individual = torch.cat(self._individuals(first=iteration == 0))
-            steps = float((self.joint - before[0]).norm()), float((self.individual - before[1]).norm())
+            self._round(given, first=iteration == 0)
+            steps = float((self.joint - before[0]).norm()), float((self.individual - given).norm())
             self.change = max(steps) / size
             if iteration > 0 and self.change <= tolerance:
                 return iteration + 1, True
+            residual = float((self.total - self.joint - self.individual).norm())
+            calm = iteration >= _PLAIN_ROUNDS and residual <= last * (1 + 1e-12) and not self.orthogonal
+            run_up, last = run_up + 1 if calm else 0, residual
+            given = self.individual + run_up / (run_up + 3) * (self.individual - before[1])
         return max_iterations, False
+
+    def _round(self, individual: torch.Tensor, first: bool) -> None:
+        """The joint part of what `individual` leaves, and the individual parts of what that leaves."""
+        u, self.joint_sigma, self.joint_basis = _truncate(self.total - individual, self.joint_rank)
+        self.joint = (u * self.joint_sigma) @ self.joint_basis
+        self.individual = torch.cat(self._individuals(first))
 
     def _individuals(self, first: bool) -> list[torch.Tensor]:
         parts = []

@@ -180,50 +180,62 @@ def visible_strength(
     if evaluations < 1 or not (target > 0 and tolerance > 0 and math.isfinite(limit)):
         raise InputError("target, evaluations, tolerance", (target, evaluations, tolerance), "positive numbers")
     sign, trial = guess.sign(), guess.abs()
-    low, low_rms = torch.zeros_like(trial), torch.zeros_like(trial)
-    high, high_rms = torch.full_like(trial, math.inf), torch.full_like(trial, math.inf)
-    best, best_rms = torch.zeros_like(trial), torch.zeros_like(trial)
-    images, used = reference.clone(), 0
-    limited = torch.zeros_like(trial, dtype=torch.bool)
-    rms, decoded = torch.zeros_like(trial), reference.clone()
-    open_cases = torch.arange(len(reference), device=reference.device)
+    search = _Search.begin(reference, target)
     where = mask.expand(len(reference), *reference.shape[-2:])
-    for _ in range(evaluations):
-        decoded[open_cases] = decode((sign * trial)[open_cases], open_cases)
+    open_cases, used = torch.arange(len(reference), device=reference.device), 0
+    reached = limited = torch.zeros_like(trial, dtype=torch.bool)
+    while used < evaluations and len(open_cases) > 0:
+        images = decode((sign * trial)[open_cases], open_cases)
         used += 1
-        change = decoded[open_cases] - reference[open_cases]
-        # a broken picture is too strong
-        rms[open_cases] = rms_inside(change, where[open_cases]).nan_to_num(nan=math.inf)
-        closer = (rms - target).abs() < (best_rms - target).abs()
-        best, best_rms = torch.where(closer, trial, best), torch.where(closer, rms, best_rms)
-        images = torch.where(closer[:, None, None, None], decoded, images)
-        weak = rms < target
-        low, low_rms = torch.where(weak, trial, low), torch.where(weak, rms, low_rms)
-        high, high_rms = torch.where(weak, high, trial), torch.where(weak, high_rms, rms)
-        reached = (best_rms - target).abs() <= tolerance * target
-        limited = weak & (trial >= limit) & ~reached
+        change = rms_inside(images - reference[open_cases], where[open_cases])
+        search.tell(open_cases, trial[open_cases], change.nan_to_num(nan=math.inf), images)
+        reached = (search.best_rms - target).abs() <= tolerance * target
+        limited = (search.low >= limit) & ~reached
+        trial = search.next_strength(limit)
         open_cases = (~(reached | limited)).nonzero().squeeze(1)
-        if len(open_cases) == 0:
-            break
-        proposal = _next_strength(target, (low, low_rms), (high, high_rms), limit)
-        trial = torch.where(reached | limited, torch.where(best > 0, best, trial), proposal)
-    return VisibleStrength(sign * best, best_rms, images, roir(reference, images, mask), reached, limited, used)
+    found = (search.best_rms, search.images, roir(reference, search.images, mask))
+    return VisibleStrength(sign * search.best, *found, reached, limited, used)
 
 
-def _next_strength(
-    target: float,
-    weak: tuple[torch.Tensor, torch.Tensor],
-    strong: tuple[torch.Tensor, torch.Tensor],
-    limit: float,
-) -> torch.Tensor:
-    """Secant through the bracket's ends; without an upper end, straight through the origin, at most fourfold."""
-    (low, low_rms), (high, high_rms) = weak, strong
-    growth = torch.where(low_rms > 0, target / low_rms.clamp(min=1e-12), 4.0).clamp(max=4.0)
-    open_ = (low * growth).clamp(max=limit)
-    slope = (target - low_rms) / (high_rms - low_rms)
-    # Well inside the bracket: a saturating curve would otherwise creep towards the same end for ever.
-    share = torch.where(torch.isfinite(high_rms), slope, 0.5).clamp(0.05, 0.95)
-    return torch.where(torch.isfinite(high), low + share * (high - low), open_)
+@dataclass
+class _Search:
+    """Brackets of B strengths: the strongest that was too weak, the weakest that was too strong, and the closest.
+
+    A broken picture (RMS infinite) counts as too strong.
+    """
+
+    target: float
+    low: torch.Tensor
+    low_rms: torch.Tensor
+    high: torch.Tensor
+    high_rms: torch.Tensor
+    best: torch.Tensor
+    best_rms: torch.Tensor
+    images: torch.Tensor
+
+    @classmethod
+    def begin(cls, reference: torch.Tensor, target: float) -> _Search:
+        nothing = reference.new_zeros(len(reference))
+        ends = (nothing, nothing, nothing + math.inf, nothing + math.inf, nothing, nothing, reference)
+        return cls(target, *(end.clone() for end in ends))
+
+    def tell(self, cases: torch.Tensor, strength: torch.Tensor, rms: torch.Tensor, images: torch.Tensor) -> None:
+        """What the decodes of `cases` (n,) at `strength` (n,) gave: RMS inside the mask (n,) and images."""
+        closer = (rms - self.target).abs() < (self.best_rms[cases] - self.target).abs()
+        self.best[cases[closer]], self.best_rms[cases[closer]] = strength[closer], rms[closer]
+        self.images[cases[closer]] = images[closer]
+        weak = rms < self.target
+        self.low[cases[weak]], self.low_rms[cases[weak]] = strength[weak], rms[weak]
+        self.high[cases[~weak]], self.high_rms[cases[~weak]] = strength[~weak], rms[~weak]
+
+    def next_strength(self, limit: float) -> torch.Tensor:
+        """Secant through the bracket's ends; without an upper end, straight through the origin, at most fourfold."""
+        growth = torch.where(self.low_rms > 0, self.target / self.low_rms.clamp(min=1e-12), 4.0).clamp(max=4.0)
+        slope = (self.target - self.low_rms) / (self.high_rms - self.low_rms)
+        # Well inside the bracket: a saturating curve would otherwise creep towards the same end for ever.
+        share = torch.where(torch.isfinite(self.high_rms), slope, 0.5).clamp(0.05, 0.95)
+        inside = self.low + share * (self.high - self.low)
+        return torch.where(torch.isfinite(self.high), inside, (self.low * growth).clamp(max=limit))
 
 
 # --- linearity ----------------------------------------------------------------------------------------------------

@@ -8,17 +8,18 @@ came out; strengths at which the decoded change becomes visible. Nothing here kn
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from pipeline.directions import MINIMAL_KEPT_SHARE, null_space_projection
-from pipeline.editing import DecodeSettings, decode
+from pipeline.directions import MINIMAL_KEPT_SHARE, loco_inside, null_space_projection
+from pipeline.editing import decode
 from pipeline.errors import InputError
 from pipeline.jacobian import jacobian
 from pipeline.jive import jive
 from pipeline.metrics import VisibleStrength, visible_strength
+from pipeline.mined import Direction, JiveSettings, LocoSettings, MinedImage, MiningSettings
 from pipeline.models.contract import Denoiser
 from pipeline.operators import LinearOperator, Products
 from pipeline.svd import TruncatedSVD, canonical_sign, masked_svds
@@ -27,75 +28,6 @@ REST = "everything else"
 NULL_SPACE_TOLERANCE = 5.0  # times the region's: what a null space leaves behind is measured as leakage anyway
 VISIBLE_RMS = 0.15  # visible strength: root-mean-square change inside the mask, pixels in [-1, 1]
 STRENGTH_LIMIT = {"x": 40.0, "h": 400.0}  # largest lambda and alpha tried for a unit direction
-
-
-@dataclass(frozen=True)
-class LocoSettings:
-    """x-space: `rank` directions per region, projected off the top `null_rank` of the complement."""
-
-    rank: int = 5
-    null_rank: int = 30
-
-
-@dataclass(frozen=True)
-class JiveSettings:
-    """h-space: truncated SVDs of `rank` per block, then joint and individual ranks of JIVE."""
-
-    rank: int = 20
-    joint_rank: int = 30
-    individual_rank: int = 3
-    scale: bool = True
-    orthogonal_individuals: bool = False
-
-
-@dataclass(frozen=True)
-class MiningSettings:
-    """Numerical settings of one image's mining. `timestep` is an integer index in [0, T)."""
-
-    timestep: int
-    loco: LocoSettings | None = LocoSettings()
-    jive: JiveSettings | None = JiveSettings()
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    strength: float | Literal["visible"] = "visible"
-    tolerance: float = 1e-2
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Direction:
-    """One mined direction, unit L2 norm, in x-space (C, H, W) or h-space.
-
-    Singular kinds carry sigma, residual and converged; derived kinds carry kept_share (local) and `parents` as ranks
-    of the same region's singular directions. `effect` is J v (C, H, W), the unmasked change of the predicted image
-    per unit strength; gain = ||M J v||, leakage = ||Mc J v||.
-    """
-
-    region: str
-    space: Literal["x", "h"]
-    kind: Literal["singular", "local", "joint", "individual"]
-    rank: int
-    vector: torch.Tensor
-    spectrum: torch.Tensor
-    sigma: float | None = None
-    residual: float | None = None
-    converged: bool | None = None
-    parents: tuple[int, ...] = ()
-    kept_share: float | None = None
-    effect: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    gain: float = float("nan")
-    leakage: float = float("nan")
-    roir_before: float | None = None
-    strength: float = float("nan")
-    roir: float | None = None
-
-
-@dataclass(frozen=True)
-class MinedImage:
-    """All directions of one image, the products spent on them, and regions refused with the reason."""
-
-    directions: tuple[Direction, ...]
-    products: Products
-    refused: Mapping[str, str]
 
 
 def check_masks(masks: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> None:
@@ -140,7 +72,11 @@ def mine_local(
     loco: LocoSettings,
     refused: dict[str, str],
 ) -> list[Direction]:
-    """LOCO: singular and null-space-projected ("local") directions of every region in x-space."""
+    """LOCO: singular directions of every region in x-space, and "local" ones in the null space of everything else.
+
+    Without a null space (`null_rank` 0) the singular directions stand in as local ones, with all of their length kept:
+    every region has local directions, whatever is asked of them later.
+    """
     complements = {f"not {region}": ~mask for region, mask in masks.items()}
     ranks = dict.fromkeys(masks, loco.rank) | dict.fromkeys(complements, loco.null_rank)
     svds = masked_svds(
@@ -152,31 +88,84 @@ def mine_local(
         | dict.fromkeys(complements, NULL_SPACE_TOLERANCE * settings.tolerance),
     )
     found: list[Direction] = []
-    for region in masks:
+    for region, mask in masks.items():
         singular = _singular(region, "x", svds[region], loco.rank)
         found += singular
-        if loco.null_rank == 0 or not singular:
+        if not singular:
             continue
-        complement = svds[f"not {region}"]
-        null = complement.v[~complement.null]
-        vectors, kept = null_space_projection(torch.stack([d.vector for d in singular]), null)
-        for parent, vector, share in zip(singular, vectors, kept.tolist(), strict=True):
-            if share < MINIMAL_KEPT_SHARE:
-                refused[f"x/{region}/local/{parent.rank}"] = f"kept share {share:.3f} is under {MINIMAL_KEPT_SHARE}"
-                continue
-            found.append(
-                Direction(
-                    region=region,
-                    space="x",
-                    kind="local",
-                    rank=parent.rank,
-                    vector=vector,
-                    spectrum=parent.spectrum,
-                    parents=(parent.rank,),
-                    kept_share=share,
-                )
-            )
+        complement = svds.get(f"not {region}")
+        if complement is None or loco.variant == "projected":
+            null = singular[0].vector[None][:0] if complement is None else complement.v[~complement.null]
+            found += _projected(singular, null, refused)
+        else:
+            found += _inside(operator, mask, svds[region], complement, singular, settings, refused)
     return found
+
+
+def _projected(singular: list[Direction], null: torch.Tensor, refused: dict[str, str]) -> list[Direction]:
+    """Local directions: one region's singular ones without the span of `null` (n, C, H, W), n >= 0."""
+    vectors, kept = null_space_projection(torch.stack([d.vector for d in singular]), null)
+    found = []
+    for parent, vector, share in zip(singular, vectors, kept.tolist(), strict=True):
+        if share < MINIMAL_KEPT_SHARE:
+            refused[f"x/{parent.region}/local/{parent.rank}"] = f"kept share {share:.3f} is under {MINIMAL_KEPT_SHARE}"
+            continue
+        found.append(
+            Direction(
+                region=parent.region,
+                space="x",
+                kind="local",
+                rank=parent.rank,
+                vector=vector,
+                spectrum=parent.spectrum,
+                parents=(parent.rank,),
+                kept_share=share,
+            )
+        )
+    return found
+
+
+def _inside(
+    operator: LinearOperator,
+    mask: torch.Tensor,
+    region: TruncatedSVD,
+    complement: TruncatedSVD,
+    singular: list[Direction],
+    settings: MiningSettings,
+    refused: dict[str, str],
+) -> list[Direction]:
+    """Local directions of one region by the SVD inside the null space, which starts from its singular ones."""
+    name, count = singular[0].region, len(singular)
+    local, svd = loco_inside(
+        operator,
+        mask,
+        complement,
+        count,
+        len(complement.v),
+        generator=torch.Generator().manual_seed(settings.seed),
+        tolerance=settings.tolerance,
+        region=region,
+    )
+    for rank in local.refused.nonzero().flatten().tolist():
+        refused[f"x/{name}/local/{rank}"] = "no gain is left inside the null space"
+    return [
+        Direction(
+            region=name,
+            space="x",
+            kind="local",
+            rank=rank,
+            vector=local.vectors[rank],
+            spectrum=svd.sigma,
+            sigma=float(svd.sigma[rank]),
+            residual=float(svd.residuals[rank]),
+            converged=bool(svd.converged[rank]),
+            parents=tuple(d.rank for d in singular),
+            kept_share=1.0,
+            effect=local.effects[rank],
+        )
+        for rank in range(count)
+        if not bool(local.refused[rank])
+    ]
 
 
 def mine_components(
@@ -228,6 +217,9 @@ def mine_components(
                         rank=rank,
                         vector=canonical_sign(vector[None])[0],
                         spectrum=svds[region].sigma,
+                        converged=split.converged,
+                        iterations=split.iterations,
+                        change=split.change,
                         parents=parents,
                         kept_share=min(1.0, float((svds[region].v.flatten(1) @ vector.flatten()).norm())),
                     )
@@ -238,17 +230,21 @@ def mine_components(
 def measure(
     operator: LinearOperator, directions: list[Direction], masks: Mapping[str, torch.Tensor]
 ) -> list[Direction]:
-    """Add effect, gain and leakage to each direction. Cost: one JVP per direction."""
-    if not directions:
-        return []
-    effects = operator.matvec(torch.stack([d.vector for d in directions]))
+    """Add effect, gain and leakage to each direction. Cost: one JVP per direction whose effect is not known yet."""
+    unknown = [d.vector for d in directions if d.effect.numel() == 0]
+    effects = iter(operator.matvec(torch.stack(unknown)) if unknown else ())
     measured = []
-    for direction, effect in zip(directions, effects, strict=True):
+    for direction in directions:
+        effect = direction.effect if direction.effect.numel() else next(effects)
         mask = masks[direction.region].to(effect.dtype)
         gain, leakage = float((effect * mask).norm()), float((effect * (1 - mask)).norm())
         measured.append(replace(direction, effect=effect, gain=gain, leakage=leakage))
     before = {(d.region, d.rank): d.leakage / max(d.gain, 1e-12) for d in measured if d.kind == "singular"}
-    return [replace(d, roir_before=before.get((d.region, d.parents[0]))) if d.kind == "local" else d for d in measured]
+    # An SVD inside the null space has no one parent to compare with: it has a sigma of its own.
+    return [
+        replace(d, roir_before=before.get((d.region, d.parents[0]))) if d.kind == "local" and d.sigma is None else d
+        for d in measured
+    ]
 
 
 def linear_strength(direction: Direction, mask: torch.Tensor, target: float = VISIBLE_RMS) -> float:
@@ -267,54 +263,68 @@ def calibrate(
     """Set every direction's strength: measured on decoded edits for first directions, scaled by gain for the rest.
 
     First directions (rank 0) of each region, space and kind are decoded until the change inside the mask reaches the
-    visible root-mean-square (within a tenth); their ROIR is that of the decoded edit. Cost: one to three decodes per
-    first direction.
+    visible root-mean-square (within a tenth) or the strength its limit; they keep how that ended, and the ROIR of the
+    decoded edit. Cost: one to three decodes per first direction.
     """
-    linear = [linear_strength(d, masks[d.region]) for d in directions]
     if settings.strength != "visible":
         return [replace(d, strength=float(settings.strength)) for d in directions]
-    scale: dict[tuple[str, str, str], tuple[float, float]] = {}
+    first = [d for d in directions if d.rank == 0 and d.kind != "joint"]
+    searched: dict[tuple[str, str, str], tuple[VisibleStrength, int]] = {}
     for space in ("x", "h"):
-        first = [i for i, d in enumerate(directions) if d.space == space and d.rank == 0 and d.kind != "joint"]
-        if not first:
-            continue
-        vectors = torch.stack([directions[i].vector for i in first])
-        reference = decode(denoiser, x_t[None], settings.timestep, settings.decode)
-
-        def edited(
-            strengths: torch.Tensor, cases: torch.Tensor, vectors: torch.Tensor = vectors, space: str = space
-        ) -> torch.Tensor:
-            shift = vectors[cases] * strengths.to(vectors)[:, None, None, None]
-            if space == "x":
-                return decode(denoiser, x_t[None] + shift, settings.timestep, settings.decode)
-            latents = x_t[None].expand(len(shift), *x_t.shape)
-            return decode(denoiser, latents, settings.timestep, settings.decode, h_shift=shift)
-
-        result = visible_strength(
-            edited,
-            reference.expand(len(first), *reference.shape[1:]),
-            torch.stack([masks[directions[i].region] for i in first]),
-            target=VISIBLE_RMS,
-            first_guess=torch.tensor([linear[i] for i in first]),
-            limit=STRENGTH_LIMIT[space],
-            evaluations=3,
-            tolerance=0.1,
-        )
-        for j, i in enumerate(first):
-            d = directions[i]
-            scale[d.region, d.space, d.kind] = (
-                float(result.strength[j]) / max(linear[i], 1e-12),
-                _settled_roir(result, j),
-            )
+        own = [d for d in first if d.space == space]
+        if own:
+            result = _visible(denoiser, x_t, own, masks, settings)
+            searched |= {(d.region, d.space, d.kind): (result, case) for case, d in enumerate(own)}
+    found = {(d.region, d.space, d.kind): d for d in first}
     calibrated = []
-    for d, guess in zip(directions, linear, strict=True):
+    for d in directions:
         # Joint directions are no edits of their region: they borrow the scale of its singular ones.
-        kind = "singular" if d.kind == "joint" else d.kind
-        factor, roir = scale.get((d.region, d.space, kind), (1.0, float("nan")))
-        strength = min(factor * guess, STRENGTH_LIMIT[d.space])
-        measured = d.rank == 0 and d.kind != "joint"
-        calibrated.append(replace(d, strength=strength, roir=roir if measured else None))
+        key = (d.region, d.space, "singular" if d.kind == "joint" else d.kind)
+        factor = 1.0
+        if key in searched:
+            result, case = searched[key]
+            home = found[key]
+            factor = float(result.strength[case]) / max(linear_strength(home, masks[home.region]), 1e-12)
+            if home is d:
+                d = replace(
+                    d,
+                    strength_reached=bool(result.reached[case]),
+                    strength_limited=bool(result.limited[case]),
+                    roir=_settled_roir(result, case),
+                )
+        strength = min(factor * linear_strength(d, masks[d.region]), STRENGTH_LIMIT[d.space])
+        calibrated.append(replace(d, strength=strength))
     return calibrated
+
+
+def _visible(
+    denoiser: Denoiser,
+    x_t: torch.Tensor,
+    directions: list[Direction],
+    masks: Mapping[str, torch.Tensor],
+    settings: MiningSettings,
+) -> VisibleStrength:
+    """The search for the visible strengths of directions of one space, decoded together."""
+    space, t = directions[0].space, settings.timestep
+    vectors = torch.stack([d.vector for d in directions])
+    reference = decode(denoiser, x_t[None], t, settings.decode)
+
+    def edited(strengths: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
+        shift = vectors[cases] * strengths.to(vectors)[:, None, None, None]
+        if space == "x":
+            return decode(denoiser, x_t[None] + shift, t, settings.decode)
+        return decode(denoiser, x_t[None].expand(len(shift), *x_t.shape), t, settings.decode, h_shift=shift)
+
+    return visible_strength(
+        edited,
+        reference.expand(len(directions), *reference.shape[1:]),
+        torch.stack([masks[d.region] for d in directions]),
+        target=VISIBLE_RMS,
+        first_guess=torch.tensor([linear_strength(d, masks[d.region]) for d in directions]),
+        limit=STRENGTH_LIMIT[space],
+        evaluations=3,
+        tolerance=0.1,
+    )
 
 
 def _settled_roir(result: VisibleStrength, case: int) -> float:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from pipeline.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.errors import ModelError
 from pipeline.faces.factors import FACTORS, OWNER, REGIONS, sample_factors
 from pipeline.faces.render import SIZE, STYLES, render
@@ -222,15 +223,6 @@ def _learning_rate(config: ReaderTraining, step: int) -> float:
     return config.learning_rate * rise * fall
 
 
-def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
     with torch.no_grad():
         for a, b in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
@@ -238,6 +230,64 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
                 a.lerp_(b, 1 - decay)
             else:
                 a.copy_(b)
+
+
+@dataclass
+class _Run:
+    """All that a training run carries from one step to the next; `running` is the smoothed error of each factor."""
+
+    model: AttributeReader
+    average: AttributeReader
+    optimiser: torch.optim.AdamW
+    running: torch.Tensor
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, config: ReaderTraining, device: torch.device) -> _Run:
+        torch.manual_seed(config.seed)
+        model = AttributeReader(config.channels, config.width).to(device)
+        average = copy.deepcopy(model).requires_grad_(False)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+        return cls(model, average, optimiser, torch.full((len(FACTORS),), 1.0 / 12.0, device=device))
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.losses, self.running = state["step"], state["losses"], state["running"]
+
+    def save(self, folder: Path, config: ReaderTraining) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "running": self.running,
+        }
+        save_checkpoint(folder, config, state, self.losses)
+
+    def advance(self, config: ReaderTraining, device: torch.device) -> float:
+        """One step of the optimiser and of the average; returns the mean squared error over the factors."""
+        self.model.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = _learning_rate(config, self.step)
+        images, factors, asked = (x.to(device) for x in reader_batch(config, self.step))
+        images = images.contiguous(memory_format=torch.channels_last)
+        read = self.model(images, bfloat16=self.step < config.bfloat16_until * config.steps)
+        squares = (read - factors) ** 2 * asked
+        per_factor = squares.sum(0) / asked.sum(0).clamp(min=1.0)
+        self.running = 0.99 * self.running + 0.01 * per_factor.detach()
+        weight = self.running**config.focus
+        loss = (per_factor * weight / weight.mean()).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        self.optimiser.step()
+        _average(self.average, self.model, min(config.ema, (1 + self.step) / (10 + self.step)))
+        self.step += 1
+        self.losses.append(float(per_factor.detach().mean()))
+        return self.losses[-1]
 
 
 def train_reader(
@@ -251,55 +301,22 @@ def train_reader(
     `progress(step, loss)` is called after every step; `folder/losses.json` holds the loss curve. A resumed run sees
     the same batches as an uninterrupted one. Uses a GPU when there is one. Cost: one forward and one backward pass
     of `config.batch` images per step, and rendering them.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of a run with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    model = AttributeReader(config.channels, config.width).to(device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-4)
-    running = torch.full((len(FACTORS),), 1.0 / 12.0, device=device)
-    start, losses = 0, []
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, losses, running = state["step"], state["losses"], state["running"]
-    for step in range(start, config.steps):
-        model.train()
-        for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(config, step)
-        images, factors, asked = (x.to(device) for x in reader_batch(config, step))
-        images = images.contiguous(memory_format=torch.channels_last)
-        read = model(images, bfloat16=step < config.bfloat16_until * config.steps)
-        squares = (read - factors) ** 2 * asked
-        per_factor = squares.sum(0) / asked.sum(0).clamp(min=1.0)
-        running = 0.99 * running + 0.01 * per_factor.detach()
-        weight = running**config.focus
-        loss = (per_factor * weight / weight.mean()).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimiser.step()
-        _average(average, model, min(config.ema, (1 + step) / (10 + step)))
-        losses.append(float(per_factor.detach().mean()))
-        progress(step + 1, losses[-1])
-        if (step + 1) % save_every == 0 or step + 1 == config.steps:
-            _save_checkpoint(
-                checkpoint,
-                {
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "step": step + 1,
-                    "losses": losses,
-                    "running": running,
-                },
-            )
-            (folder / "losses.json").write_text(json.dumps(losses))
-    return average.eval()
+    run = _Run.begin(config, device)
+    state = load_checkpoint(folder, config, device)
+    if state is not None:
+        run.load(state)
+    while run.step < config.steps:
+        loss = run.advance(config, device)
+        progress(run.step, loss)
+        if run.step % save_every == 0 or run.step == config.steps:
+            run.save(folder, config)
+    return run.average.eval()
 
 
 def held_out_r2(reader: AttributeReader, style: str, count: int = 2048) -> dict[str, float]:

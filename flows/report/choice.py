@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from catalog.reader import Catalog
-from flows.mining import as_tensor
 from pipeline.faces.factors import FACTORS, REGIONS, factors_of
+from pipeline.images import as_tensor
 from pipeline.reader import AttributeReader
 
 TELLING_ENOUGH = 0.35  # share of a factor's range beyond which a larger move is no clearer

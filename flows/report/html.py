@@ -298,11 +298,22 @@ def _terms(pairs: Sequence[tuple[str, str]]) -> Markup:
     return tag("dl", *(join(tag("dt", term), tag("dd", meaning)) for term, meaning in pairs), class_="terms")
 
 
+_TRIED = (
+    "On mining images only, judged by the attribute reader. Success: one of the region's own factors moves by 0.15 of "
+    "its range, no other by 0.10, ROIR at most 1. Transfer: the same factor, sign and limits on another image whose "
+    "mask overlaps by half. A perfect editor moves the same true factor and nothing else; where the factor is already "
+    "at the end of its range, it fails too, and that bounds every method."
+)
+
+
 def _tried(page: Page) -> Markup:
     columns = list(dict.fromkeys(str(key) for row in page.settings_tried for key in row))
     rows = [[row.get(name, "") for name in columns] for row in page.settings_tried]
     shown = [[number(c, 3) if isinstance(c, float) else c for c in row] for row in rows]
-    return tag("section", tag("h2", "Settings that were tried"), _table(columns, shown), id="settings")
+    return tag(
+        "section", tag("h2", "Settings that were tried"), tag("p", _TRIED, class_="sub"), _table(columns, shown),
+        id="settings",
+    )  # fmt: skip
 
 
 def _body(page: Page) -> tuple[Markup, list[tuple[str, str]]]:

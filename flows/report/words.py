@@ -69,10 +69,12 @@ def quality(catalog: Catalog, table: Sequence[Mapping[str, Any]]) -> list[tuple[
     singular = catalog.directions(kind="singular").to_pylist()
     residual = max((row["residual"] for row in singular), default=None)
     converged = sum(bool(row["converged"]) for row in singular)
+    splits = {row["image_id"]: bool(row["converged"]) for row in catalog.directions(kind="individual").to_pylist()}
     rows = [
         ("median round-trip PSNR", f"{np.median(psnr):.1f} dB", "inversion and back; 42 dB is hard to see"),
         ("largest residual", number(residual), "of the singular triplets, relative to the largest one"),
         ("converged", f"{converged} of {len(singular)}", "singular triplets within the recipe's tolerance"),
+        ("JIVE converged", f"{sum(splits.values())} of {len(splits)}", "images whose split has settled"),
     ]
     for space, plain, ours in (("x", "singular", "local"), ("h", "singular", "individual")):
         before = [row["roir"] for row in table if (row["space"], row["kind"]) == (space, plain) and row["roir"]]

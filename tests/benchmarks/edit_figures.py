@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from pipeline.mining import Direction
@@ -66,12 +67,16 @@ class Edited:
 
 @dataclass(frozen=True)
 class Transferred:
-    """One direction of `home` tried on another image, whose mask overlaps the home mask by `iou`."""
+    """One direction of `home` tried on another image, whose mask overlaps the home mask by `iou`.
+
+    `perfect`: an edit that moves the same true factor the same way, and nothing else, is a success there.
+    """
 
     home: Edited
     image: str
     iou: float
     trial: Trial
+    perfect: bool
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -119,6 +124,22 @@ def _share(pairs: Sequence[Transferred]) -> Figure:
     return figure([float(p.trial.verdict.success) for p in pairs], [p.home.image for p in pairs], "mean")
 
 
+def _by_factor(pairs: Sequence[Transferred]) -> dict[str, dict[str, float]]:
+    """Pairs, success and the perfect editor's success by the factor that moved at home."""
+    found: dict[str, list[Transferred]] = {}
+    for pair in pairs:
+        if pair.home.trial is not None:
+            found.setdefault(pair.home.trial.verdict.factor, []).append(pair)
+    return {
+        factor: {
+            "pairs": len(group),
+            "success": fmean(p.trial.verdict.success for p in group),
+            "perfect": fmean(p.perfect for p in group),
+        }
+        for factor, group in sorted(found.items())
+    }
+
+
 def transfer_figures(pairs: Sequence[Transferred]) -> dict[str, Any]:
     """Transfer success: the headline over overlapping pairs, and the curve against mask IoU beside it.
 
@@ -137,6 +158,11 @@ def transfer_figures(pairs: Sequence[Transferred]) -> dict[str, Any]:
         "success_overlapping": _share(headline),
         "success_overlapping_of_home_successes": _share([p for p in headline if p.home.success]),
         "success_all_pairs": _share(pairs),
+        "perfect_editor_overlapping": figure(
+            [float(p.perfect) for p in headline], [p.home.image for p in headline], "mean"
+        ),
+        "success_overlapping_where_perfect": _share([p for p in headline if p.perfect]),
+        "perfect_editor_by_factor": _by_factor(headline),
         "roir_median_overlapping": figure([p.trial.verdict.roir for p in headline], [p.home.image for p in headline]),
         "by_region": {r: _share([p for p in headline if p.home.region == r]) for r in regions},
         "curve": curve,

@@ -24,6 +24,7 @@ from typing import Any
 from flows.console import stage
 from pipeline.metrics import mask_iou
 from pipeline.mining import Direction, MinedImage, linear_strength, mine_image
+from tests.benchmarks.ceiling import perfect_transfer
 from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
 from tests.benchmarks.harness import Options, Target, at_least, at_most, document, finish, options, table
 from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench
@@ -90,7 +91,8 @@ def transfers(bench: Bench, subjects: Sequence[Subject], edits: Sequence[Edited]
     result = []
     for (edit, target), trial in zip(pairs, trials, strict=True):
         iou = float(mask_iou(by_name[edit.image].masks[edit.region], target.masks[edit.region]))
-        result.append(Transferred(edit, target.name, iou, trial))
+        perfect = edit.trial is not None and perfect_transfer(bench, target, edit.region, edit.trial.verdict)
+        result.append(Transferred(edit, target.name, iou, trial, perfect))
     return result
 
 
@@ -165,6 +167,13 @@ def tables(details: dict[str, Any]) -> None:
             if b["success"].count
         ]
     table("transfer against mask overlap", ("method", "IoU", "pairs", "success"), curve)
+    bound = [
+        (method, f["perfect_editor_overlapping"].estimate, f["success_overlapping"].estimate,
+         f["success_overlapping_where_perfect"].estimate)
+        for method, f in details["transfer"].items()
+    ]  # fmt: skip
+    header = ("method", "a perfect editor, same factors and signs", "this method", "this method where that succeeds")
+    table("what bounds transfer, mask IoU >= 0.5", header, bound)
 
 
 def _interval(value: Any) -> str:

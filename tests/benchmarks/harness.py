@@ -213,7 +213,7 @@ def document(
     return result
 
 
-def save_json(content: Mapping[str, Any], path: Path) -> None:
+def save_json(content: Mapping[str, Any] | Sequence[Any], path: Path) -> None:
     """Write `content` to `path` in one step: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

@@ -60,7 +60,7 @@ def open_bench(recipe: Recipe | None = None) -> Bench:
 class Subject:
     """One image with its latent x_t at the bench's timestep and its strength-0 reconstruction, all (C, H, W).
 
-    `before` is the reader's reading of the reconstruction: what every edit is compared with.
+    `before` is the reader's reading of the reconstruction: what every edit is compared with. `factors` are the truth.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Subject:
     x_t: torch.Tensor
     reference: torch.Tensor
     before: dict[str, float]
+    factors: dict[str, float]
 
 
 def load_images(
@@ -122,6 +123,7 @@ def subjects_from_latents(
             x_t=x_t[i],
             reference=references[i],
             before=readings[i],
+            factors=dict(image.factors),
         )
         for i, image in enumerate(images)
     ]

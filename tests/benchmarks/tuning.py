@@ -1,9 +1,9 @@
 """Which settings were tried, and what came of them: the search behind the recipe, on `mine` images only.
 
 `python -m tests.benchmarks.edits --tune` tries a grid of timesteps, null ranks, joint and individual ranks and windows,
-judges each exactly as the benchmark does, and adds its rows to `tests/benchmarks/results/tuning.json`, so that the
-report can show them. One set of singular vectors per image and timestep serves all ranks: the leading null vectors and
-the leading rows of the blocks are nested.
+judges each exactly as the benchmark does, and adds its rows to `tests/benchmarks/results/tuning.json`; a digest of them
+lies beside the recipe, where the report finds it. One set of singular vectors per image and timestep serves all ranks:
+the leading null vectors and the leading rows of the blocks are nested.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from flows.console import answer, stderr
+from flows.paths import builtin_recipe
 from pipeline.directions import MINIMAL_KEPT_SHARE, loco_inside, null_space_projection
 from pipeline.inversion import Convention
 from pipeline.jacobian import jacobian
@@ -34,6 +35,7 @@ from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects
 from tests.benchmarks.trials import Case, better_of_both_signs
 
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
+DIGEST = builtin_recipe().with_suffix(".tuning.json")
 IMAGES, OTHERS = 4, 2
 Variant = Literal["projected", "inside"]
 
@@ -204,6 +206,7 @@ def _evaluate(
         "limit_hits": parts["all"]["limit_hits"],
         "failures": parts["all"]["failures"],
         "transfer": moved["success_overlapping"] if moved else None,
+        "transfer_perfect_editor": moved["perfect_editor_overlapping"] if moved else None,
         "transfer_failures": moved["failures_overlapping"] if moved else None,
     }
 
@@ -252,6 +255,37 @@ def merged(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"benchmark": "edits --tune", "data": "faces64/mine", "rows": [*rows, dict(row)]}
 
 
+def digest(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the report shows of the rows of the newest model, x-space first."""
+    newest = [row for row in rows if row["model"] == rows[-1]["model"]]
+    return [
+        {
+            "space": row["space"],
+            "method": row["method"],
+            "t / T": row["timestep"],
+            "settings": _named(row),
+            "edits": row["edits"],
+            "success": _rounded(row["success"]),
+            "median ROIR": _rounded(row["roir_median"]),
+            "transfer": _rounded(row["transfer"]),
+            "a perfect editor": _rounded(row["transfer_perfect_editor"]),
+        }
+        for row in sorted(newest, key=lambda row: (row["space"] != "x", row["timestep"], row["method"]))
+    ]
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """The settings of a row in words."""
+    if row["space"] == "x":
+        return f"null rank {row['null_rank']}, {row['variant']}" if row["null_rank"] else "no null space"
+    window = "all the way" if row["window"] == [1.0, 0.0] else f"{row['window'][0]:g} t to {row['window'][1]:g} t"
+    return f"ranks {row['rank']} / {row['joint_rank']} / {row['individual_rank']}, {window}, {row['convention']}"
+
+
+def _rounded(figure: Mapping[str, Any] | None) -> float | None:
+    return None if figure is None or figure["estimate"] is None else round(figure["estimate"], 2)
+
+
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """The settings tried, as a table."""
     cells = []
@@ -292,7 +326,10 @@ def run(given: Options) -> int:
 
     def keep(row: dict[str, Any]) -> None:
         rows.append(row)
-        save_json(merged(path, row), path)
+        content = merged(path, row)
+        save_json(content, path)
+        if path == RESULTS:
+            save_json(digest(content["rows"]), DIGEST)
         stderr.print(f"t = {row['timestep']:g} T, setting {len(rows)}: success {row['success']['estimate']}, "
                      f"median ROIR {row['roir_median']['estimate']}, {row['seconds']:.0f} s",
                      highlight=False)  # fmt: skip

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from catalog import hub as hubs
 from catalog import manifest as manifests
-from catalog.hub import find_snapshot, list_versions, parse_repository, publish, pull
+from catalog.hub import Published, find_snapshot, list_versions, parse_repository, publish, pull
 from catalog.index import build_indexes
 from catalog.lookup import similar
 from catalog.reader import Catalog
@@ -183,6 +186,64 @@ def test_a_hostile_pack_writes_nothing_outside(source: Path, tmp_path: Path) -> 
     with pytest.raises(CatalogError, match="snapshot"):
         pull("org/pack", "1.0.0", tmp_path / "out2", tmp_path / "hub")
     assert not (tmp_path / "out2").exists()
+
+
+def republished(made: Published, value: dict[str, Any]) -> None:
+    """Put another manifest in place of a published one, with a tag that names it: a pack made to deceive."""
+    data = manifests.dump(manifests.Manifest.model_validate(value))
+    path = made.folder / "manifest.json"
+    path.unlink()
+    path.write_bytes(data)
+    revision = hashlib.sha256(data).hexdigest()[:40]
+    made.folder.rename(made.folder.with_name(revision))
+    (made.folder.parents[1] / "refs" / "tags" / "v1.0.0").write_text(revision)
+
+
+def test_a_pull_builds_its_own_indexes_and_never_opens_those_of_the_pack(source: Path, tmp_path: Path) -> None:
+    honest = files(source)
+    made = publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    value = manifests.load(made.folder).model_dump()
+    for entry in value["indexes"].values():
+        path = made.folder / entry["faiss"]
+        path.unlink()
+        path.write_bytes(b"IxM2 crafted")
+        value["files"][entry["faiss"]] = {
+            "sha256": hashlib.sha256(b"IxM2 crafted").hexdigest(), "bytes": 12, "rows": None
+        }  # fmt: skip
+    republished(made, value)
+    for _ in range(2):
+        with pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub") as catalog:
+            assert similar(catalog, chunk_of("chunk-0").directions[0].direction_id, 3)
+        assert verify(tmp_path / "out").ok
+    built = {name: data for name, data in files(tmp_path / "out").items() if name.startswith("index/")}
+    assert built == {name: data for name, data in honest.items() if name.startswith("index/")}
+
+
+def test_a_pack_with_right_checksums_and_wrong_rows_is_refused(source: Path, tmp_path: Path) -> None:
+    made = publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    value = manifests.load(made.folder).model_dump()
+    path = made.folder / "directions" / "chunk-0.parquet"
+    rows = pq.read_table(path, partitioning=None)
+    path.unlink()
+    pq.write_table(rows.rename_columns(["id", *rows.column_names[1:]]), path)
+    value["files"]["directions/chunk-0.parquet"].update(
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size
+    )
+    republished(made, value)
+    with pytest.raises(CatalogError, match="columns or types differ"):
+        pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub")
+    with pytest.raises(NotFoundError):
+        Catalog.open(tmp_path / "out")
+
+
+def test_a_pulled_index_that_was_damaged_is_built_again(source: Path, tmp_path: Path) -> None:
+    publish(source, "org/pack", "1.0.0", tmp_path / "hub")
+    pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub").close()
+    before = files(tmp_path / "out")
+    for path in (tmp_path / "out" / "index").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub").close()
+    assert files(tmp_path / "out") == before
 
 
 def test_a_changed_manifest_is_not_the_published_revision(source: Path, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import faiss
@@ -10,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from catalog import manifest as manifests
 from catalog.index import DirectionIndex, build_indexes, faiss_id
 from catalog.lookup import homogeneity, similar, transfer_candidates
 from catalog.reader import Catalog
@@ -141,6 +145,48 @@ def test_a_missing_stale_or_damaged_index_says_what_to_run(tmp_path: Path) -> No
         path.write_bytes(path.read_bytes()[:-9])
         with pytest.raises(CatalogError, match="changed file"):
             similar(catalog, key)
+
+
+def test_an_index_is_read_as_faiss_wrote_it(folder: Path) -> None:
+    with Catalog.open(folder) as catalog:
+        for name in ("x", "h", "effect"):
+            theirs = faiss.read_index(str(folder / catalog.manifest.indexes[name].faiss))
+            ours = DirectionIndex(catalog, name)
+            assert np.array_equal(ours.vectors, faiss.downcast_index(theirs.index).reconstruct_n(0, theirs.ntotal))
+            assert faiss.serialize_index(ours.index).tobytes() == faiss.serialize_index(theirs).tobytes()
+
+
+def test_an_empty_catalog_has_empty_indexes(tmp_path: Path) -> None:
+    CatalogWriter.create(tmp_path / "c", provenance()).close()
+    assert build_indexes(tmp_path / "c") == {"x": 0, "h": 0, "effect": 0}
+    with Catalog.open(tmp_path / "c") as catalog:
+        assert DirectionIndex(catalog, "h").search(np.ones(64, np.float32), 3) == []
+
+
+def test_a_damaged_index_is_one_clear_error_and_never_ends_the_process(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 1)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.catalog.fuzz_driver", str(tmp_path / "c")],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert set(counts) == {"refused", "read", "verified"}, counts
+    assert counts["refused"] > 300
+    assert counts["verified"] > 30
+
+
+@pytest.mark.parametrize(
+    "sketch", [{"kind": "identity", "dimension": 64}, {"kind": "srht", "dimension": 1024}, {"kind": "identity"}]
+)
+def test_a_sketch_that_does_not_belong_to_the_vectors_is_refused(tmp_path: Path, sketch: dict[str, object]) -> None:
+    small_catalog(tmp_path / "c", 1)
+    build_indexes(tmp_path / "c")
+    value = manifests.load(tmp_path / "c").model_dump()
+    value["indexes"]["x"]["sketch"] = {"kind": "srht", "dimension": 60_000, "seed": 0, **sketch}
+    (tmp_path / "c" / "manifest.json").write_bytes(manifests.dump(manifests.Manifest.model_validate(value)))
+    with Catalog.open(tmp_path / "c") as catalog, pytest.raises(CatalogError, match="index x: sketch"):
+        DirectionIndex(catalog, "x")
 
 
 def test_homogeneity_agrees_with_brute_force_and_states_chance(folder: Path) -> None:

@@ -108,6 +108,15 @@ def test_an_accepted_name_has_one_known_folder_and_no_dots_up(name: str) -> None
     assert not name.startswith(("/", "."))
 
 
+def test_an_index_lies_in_its_own_folder_lest_it_pass_for_rows() -> None:
+    entry = {
+        "faiss": "directions/a.parquet", "ids": "index/x-0.parquet", "rows": 0,
+        "directions_fingerprint": "0" * 32, "sketch": {"kind": "identity", "dimension": 4, "seed": 0},
+    }  # fmt: skip
+    with pytest.raises(CatalogError, match=r"indexes\.x\.faiss"):
+        manifests.parse(forged(indexes={"x": entry}))
+
+
 def test_an_unknown_version_or_feature_is_refused_by_name() -> None:
     with pytest.raises(CatalogError, match="format_version.*'9'"):
         manifests.parse(forged(format_version="9"))

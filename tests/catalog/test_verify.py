@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -15,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog import manifest as manifests
-from catalog.index import build_indexes
+from catalog.index import IDS_SCHEMA, build_index, build_indexes
 from catalog.pictures import encode_png
 from catalog.reader import Catalog
 from catalog.schema import parquet_settings
 from catalog.verify import verify
-from catalog.writer import CatalogWriter
+from catalog.writer import CatalogWriter, SearchIndex
 from pipeline.errors import CatalogError, NotFoundError
 from tests.catalog.samples import chunk_of, provenance
 
@@ -156,9 +158,29 @@ def test_a_forged_index_with_right_checksums_is_found(copy: Path) -> None:
         other = faiss.IndexIDMap2(faiss.IndexFlatIP(index.d))
         vectors = np.eye(index.ntotal, index.d, dtype=np.float32)
         other.add_with_ids(vectors, faiss.vector_to_array(index.id_map))
-        ids = pq.read_table(copy / entry.ids, partitioning=None)
-        writer.replace_indexes({"effect": (faiss.serialize_index(other).tobytes(), ids, entry.sketch)})
+        ids = (copy / entry.ids).read_bytes()
+        forged = SearchIndex(faiss.serialize_index(other).tobytes(), ids, entry.rows, entry.sketch)
+        writer.replace_indexes({"effect": forged})
     assert ["not those of the stored directions" in p.what for p in verify(copy).problems] == [True]
+
+
+LISTS = {
+    "no table": b"PAR1",
+    "other columns": pa.table({"id": [1]}),
+    "other ids": pa.table([pa.array([1]), pa.array(["0" * 32])], schema=IDS_SCHEMA),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_forged_id_list_with_right_checksums_is_found(copy: Path, name: str) -> None:
+    content = LISTS[name]
+    if isinstance(content, pa.Table):
+        stream = io.BytesIO()
+        pq.write_table(content, stream)
+        content = stream.getvalue()
+    with CatalogWriter.open(copy) as writer, Catalog(copy, writer.manifest) as catalog:
+        writer.replace_indexes({"x": dataclasses.replace(build_index(catalog, "x"), ids=content)})
+    assert [problem.file.endswith(".parquet") for problem in verify(copy).problems] == [True]
 
 
 def test_reading_a_damaged_row_group_names_the_shard(copy: Path) -> None:

@@ -98,10 +98,30 @@ def test_a_failed_image_is_recorded_and_forgotten_once_mined(tmp_path: Path) -> 
     assert verify(tmp_path / "c").ok
 
 
+def test_an_image_mined_from_a_repaired_file_is_no_failure_though_its_id_is_another(tmp_path: Path) -> None:
+    broken = failed_chunk("first", "late-0")
+    record = dataclasses.replace(broken.images[0], image_id="f" * 32, source="late-0.png", failure="cannot be read")
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        writer.commit(dataclasses.replace(broken, images=(record,)))
+        assert b"repaired_as" not in (tmp_path / "c" / "manifest.json").read_bytes()
+        writer.commit(chunk_of("unrelated"))
+        assert writer.failed_images == {"f" * 32: "cannot be read"}
+        mined = chunk_of("late")
+        writer.commit(mined)
+        assert writer.failed_images == {}
+        entry = writer.manifest.failed_images["f" * 32]
+        assert entry.repaired_as == mined.images[0].image_id
+        again = dataclasses.replace(record, failure="cannot be read at all")
+        writer.commit(Chunk("again", (again,), (), ()))
+        assert writer.failed_images == {}
+    assert verify(tmp_path / "c").ok
+
+
 def _changed(**changes: Any) -> Any:
     return lambda d: dataclasses.replace(d, **changes)
 
 
+SPLIT = {"kind": "individual", "converged": False, "iterations": 1000, "change": 2e-6}
 BROKEN = {
     "no residual": ("singular", _changed(residual=None)),
     "no sigma": ("singular", _changed(sigma=float("nan"))),
@@ -110,6 +130,12 @@ BROKEN = {
     "no parents": ("local", _changed(parents=())),
     "unknown parent": ("local", _changed(parents=("0" * 32,))),
     "no kept share": ("local", _changed(kept_share=None)),
+    "half a triplet": ("local", _changed(sigma=2.0)),
+    "two ends of one search": ("local", _changed(strength_reached=True, strength_limited=True)),
+    "half an end": ("local", _changed(strength_reached=True)),
+    "a split without an end": ("local", _changed(**SPLIT | {"converged": None})),
+    "a split without rounds": ("local", _changed(**SPLIT | {"iterations": 0})),
+    "a split without a last change": ("local", _changed(**SPLIT | {"change": None})),
     "infinite gain": ("local", _changed(gain=float("inf"))),
     "NaN strength": ("local", _changed(strength=float("nan"))),
     "norm": ("local", lambda d: dataclasses.replace(d, vector=d.vector * 1.01)),
@@ -142,6 +168,28 @@ def test_a_direction_that_breaks_a_rule_is_refused_and_nothing_written(tmp_path:
         assert "direction" in caught.value.field
         writer.commit(good)
     assert verify(tmp_path / "c").ok
+
+
+def test_evidence_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    good = chunk_of("chunk", 1)
+    evidence: list[dict[str, Any]] = [
+        {"strength_reached": True, "strength_limited": False},
+        {"sigma": 1.5, "residual": 0.2, "converged": False, "strength_reached": False, "strength_limited": False},
+        {**SPLIT, "strength_reached": False, "strength_limited": True},
+    ]
+    local = [d for d in good.directions if d.kind == "local"]
+    changed = [dataclasses.replace(d, **part) for d, part in zip(local, evidence, strict=False)]
+    others = [d for d in good.directions if d.direction_id not in {d.direction_id for d in changed}]
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        writer.commit(dataclasses.replace(good, directions=(*others, *changed)))
+    assert verify(tmp_path / "c").ok
+    with Catalog.open(tmp_path / "c") as catalog:
+        for d, part in zip(changed, evidence, strict=True):
+            read = catalog.direction(d.direction_id)
+            assert {name: getattr(read, name) for name in part} == part
+            (row,) = [row for row in catalog.directions().to_pylist() if row["direction_id"] == d.direction_id]
+            assert {name: row[name] for name in part} == part
+        assert catalog.direction(others[0].direction_id).strength_reached is None
 
 
 def test_ids_are_unique_over_all_chunks(tmp_path: Path) -> None:

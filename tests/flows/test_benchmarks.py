@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from flows.recipe import Recipe, parse_recipe
-from pipeline.metrics import EditSuccess, rank_ratio
+from pipeline.metrics import EditSuccess, rank_ratio, rms_inside
 from pipeline.operators import Dense
 from tests.benchmarks import edits, model, tuning
+from tests.benchmarks.ceiling import perfect_images, perfect_transfer
 from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
 from tests.benchmarks.harness import Clock, Target, at_least, at_most, between, document, figure, plain, save_json
 from tests.benchmarks.rank import asymmetry, dense_figures, rank_figures
@@ -158,15 +160,32 @@ def test_the_transfer_headline_counts_overlapping_pairs_only_and_failures_at_hom
     good = Edited("loco", "a", "mouth", None, trial(verdict(True)))
     bad = Edited("loco", "b", "mouth", None, trial(verdict(False, roir=2.0)))
     pairs = [
-        Transferred(good, "b", 0.5, trial(verdict(True))),
-        Transferred(bad, "a", 1.0, trial(verdict(False, roir=3.0))),
-        Transferred(good, "c", 0.1, trial(verdict(False, move=-0.3))),
+        Transferred(good, "b", 0.5, trial(verdict(True)), perfect=True),
+        Transferred(bad, "a", 1.0, trial(verdict(False, roir=3.0)), perfect=False),
+        Transferred(good, "c", 0.1, trial(verdict(False, move=-0.3)), perfect=True),
     ]
     figures = transfer_figures(pairs)
     assert figures["success_overlapping"].estimate == 0.5
     assert figures["success_overlapping_of_home_successes"].estimate == 1.0
     assert sum(part["success"].count for part in figures["curve"]) == 3
     assert figures["failures_overlapping"] == {"ROIR above 1": 1}
+    assert figures["perfect_editor_overlapping"].estimate == 0.5
+    assert figures["success_overlapping_where_perfect"].estimate == 1.0
+    assert figures["perfect_editor_by_factor"] == {"mouth_smile": {"pairs": 2, "success": 0.5, "perfect": 0.5}}
+
+
+def test_a_perfect_edit_is_just_visible_and_needs_room_in_the_factors_range(
+    bench: Bench, subjects: list[Subject]
+) -> None:
+    middle = replace(subjects[0], factors={**subjects[0].factors, "mouth_opening": 0.5})
+    before, after = perfect_images(middle, "mouth", "mouth_opening", 1.0)
+    assert 0.15 <= float(rms_inside((after - before)[None], middle.masks["mouth"])) < 0.2
+    wide = replace(middle, factors={**middle.factors, "mouth_opening": 1.0})
+    before, after = perfect_images(wide, "mouth", "mouth_opening", 1.0)
+    assert torch.equal(before, after)
+    opened = EditSuccess(True, "mouth_opening", 0.3, "nose_width", 0.0, 0.1)
+    assert perfect_transfer(bench, middle, "mouth", opened)
+    assert not perfect_transfer(bench, wide, "mouth", opened)
 
 
 def test_intervals_are_drawn_over_images_so_repeating_an_images_values_does_not_narrow_them() -> None:

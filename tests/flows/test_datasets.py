@@ -11,7 +11,6 @@ from PIL import Image
 from flows.datasets import (
     LoadedDataset,
     find_masks,
-    fit_image,
     fit_mask,
     image_id,
     load_builtin,
@@ -21,6 +20,7 @@ from flows.datasets import (
 from flows.datasets import load_folder as load_folder_raw
 from flows.recipe import BuiltinDataset, parse_recipe
 from pipeline.errors import InputError, NotFoundError
+from pipeline.images import fit_image
 
 SHAPE = (3, 16, 16)
 
@@ -77,33 +77,6 @@ def test_the_id_depends_on_pixels_shape_and_data_set() -> None:
     ids = {image_id("a", pixels), image_id("b", pixels), image_id("a", pixels + 1), image_id("a", pixels[:, ::-1])}
     assert len(ids) == 4
     assert image_id("a", pixels) != image_id("a", pixels.reshape(1, 4, 3))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F", "HSV", "YCbCr"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_any_mode_becomes_the_models_channels(mode: str, channels: int) -> None:
-    base = Image.fromarray(np.full((20, 20, 3), 200, dtype=np.uint8))
-    if mode == "I;16":
-        source = Image.fromarray(np.full((20, 20), 200 * 257, dtype=np.uint16))
-    elif mode == "F":
-        source = Image.fromarray(np.full((20, 20), 200 / 255, dtype=np.float32))
-    elif mode in ("LA", "1"):
-        source = base.convert("L").convert(mode)
-    else:
-        source = base.quantize(4) if mode == "P" else base.convert(mode)
-    pixels = fit_image(source, (channels, 16, 16))
-    assert pixels.shape == (16, 16, channels)
-    if mode != "1":
-        assert np.abs(pixels.astype(int) - 200).max() <= 2
-
-
-def test_transparency_is_flattened_onto_white() -> None:
-    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
-    assert (fit_image(clear, SHAPE) == 255).all()
-    palette = Image.new("P", (16, 16), 3)
-    palette.putpalette([0, 0, 0] * 256)
-    palette.info["transparency"] = 3
-    assert (fit_image(palette, SHAPE) == 255).all()
 
 
 def test_a_rotated_photograph_is_turned_upright_with_its_mask(photos: Path) -> None:

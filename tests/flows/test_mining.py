@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 
 import flows.mining
+from catalog.lookup import transfer_candidates
 from catalog.reader import Catalog
+from catalog.verify import verify
 from flows.datasets import LoadedDataset, load_dataset
 from flows.mining import (
     Miner,
     MiningReport,
-    as_tensor,
     chunks_of,
+    mine,
     mining_settings,
     open_model,
     provenance,
@@ -25,8 +28,11 @@ from flows.mining import (
 from flows.ranks import check_ranks
 from flows.recipe import Recipe, load_recipe
 from pipeline.errors import InputError
+from pipeline.images import as_tensor
 from pipeline.models.contract import Denoiser
+from pipeline.models.unet2d import UNet2DDenoiser
 from tests.flows import tiny
+from tests.pipeline.tiny_models import tiny_scheduler, tiny_unet
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +158,100 @@ def test_an_inversion_that_diverges_is_a_failure(
     assert "DDIM inversion" in str(chunk.images[0].failure)
 
 
+def test_an_image_that_cannot_be_inverted_fails_alone(
+    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks_on_second(model: Denoiser, x0: torch.Tensor, *asked: Any) -> torch.Tensor:
+        if any(torch.equal(x, second) for x in x0):
+            raise ZeroDivisionError("alpha = 0")
+        return real(model, x0, *asked)
+
+    second, real = as_tensor(data.images[1].image), flows.mining.invert
+    monkeypatch.setattr(flows.mining, "invert", breaks_on_second)
+    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    report = MiningReport(Path())
+    chunk = Miner(recipe, denoiser).mine(data.images, report)
+    assert report.failed == {data.images[1].source: "ZeroDivisionError: alpha = 0"}
+    assert [record.failure is None for record in chunk.images] == [True, False, True]
+
+
+def test_records_that_no_catalog_would_take_fail_their_image_alone(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_effect(*asked: Any) -> Any:
+        mined = tiny.quick_mine_image(*asked)
+        calls.append(1)
+        if len(calls) == 2:
+            object.__setattr__(mined.directions[0], "effect", torch.zeros(3, 16, 16))
+        return mined
+
+    calls: list[int] = []
+    monkeypatch.setattr(flows.mining, "mine_image", without_effect)
+    assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog", "--json") == 1
+    report = tiny.parsed(capsys.readouterr().out)
+    assert (report["images"], list(report["failed"])) == (2, ["b.jpg"])
+    assert "effect: found norm 0" in report["failed"]["b.jpg"]
+    assert verify(world / "catalog").ok
+
+
+def test_a_timestep_that_is_noise_alone_is_refused_by_name_before_any_work(
+    recipe: Recipe, data: LoadedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy = UNet2DDenoiser(tiny_unet(size=16), tiny_scheduler(rescale_betas_zero_snr=True))
+    last = recipe.model_copy(update={"method": recipe.method.model_copy(update={"timestep": 0.98})})
+    assert noisy.alpha_sigma(49)[0] == 0.0
+    monkeypatch.setattr(flows.mining, "invert", None)
+    with pytest.raises(InputError, match=r"recipe: method.timestep: found 0.98, .* noise alone"):
+        mine(last, tmp_path / "catalog", noisy, data)
+    assert not (tmp_path / "catalog").exists()
+
+
+METHODS = {
+    "inside": {"loco": {"rank": 1, "null_rank": 2, "variant": "inside"}},
+    "no null space": {"loco": {"rank": 1, "null_rank": 0}},
+    "orthogonal": {
+        "jive": {"rank": 2, "joint_rank": 1, "individual_rank": 1, "orthogonal_individuals": True},
+        "edit": {"steps": 4, "eta": 1.0, "eta_share": 0.5},
+    },
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_a_sound_catalog_in_which_both_spaces_can_be_asked(
+    method: str, world: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = {"kind": "folder", "path": "photos", "masks": "masks", "limit": 2}
+    written = tiny.recipe(world, tiny_model, dataset=dataset, method=METHODS[method])
+    assert tiny.run("mine", written, "--out", world / "catalog") == 0
+    assert verify(world / "catalog").ok
+    capsys.readouterr()
+    assert tiny.run("homogeneity", world / "catalog", "--region", "eye", "--json") == 0
+    assert {found["space"] for found in tiny.parsed(capsys.readouterr().out)["homogeneity"]} == {"x", "h"}
+    with Catalog.open(world / "catalog") as catalog:
+        image, mask = catalog.image(catalog.directions().column("image_id")[0].as_py()), np.zeros((16, 16), bool)
+        mask[4:8, 5:9] = True
+        assert {found.space for found in transfer_candidates(catalog, image, mask, "eye")} == {"x", "h"}
+
+
+def test_the_recipes_method_reaches_the_pipeline(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None:
+    parts: dict[str, Any] = {
+        "loco": {"variant": "inside"},
+        "jive": {"orthogonal_individuals": True},
+        "edit": {"eta": 1.0, "eta_share": 0.5},
+    }
+    settings = mining_settings(recipe.model_copy(update={"method": _method(recipe, **parts), "seed": 7}), denoiser)
+    assert settings.loco is not None and settings.loco.variant == "inside"
+    assert settings.jive is not None and settings.jive.orthogonal_individuals
+    assert (settings.decode.eta, settings.decode.eta_share, settings.decode.seed) == (1.0, 0.5, 7)
+    # Three blocks of rank 2 leave room for a joint rank of 6 less one individual rank, or less all three.
+    for orthogonal, most in ((False, 5), (True, 3)):
+        for rank in (most, most + 1):
+            jive = {"joint_rank": rank, "orthogonal_individuals": orthogonal}
+            asked = recipe.model_copy(update={"method": _method(recipe, jive=jive)})
+            with nullcontext() if rank == most else pytest.raises(InputError, match=f"at most {most}"):
+                check_ranks(asked, denoiser, data)
+
+
 def test_an_exact_round_trip_has_a_finite_psnr(
     recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,9 +303,7 @@ def test_the_largest_ranks_that_fit_are_accepted_and_one_more_is_not(
                 check_ranks(asked, denoiser, data)
 
 
-def test_tensors_and_effects_have_their_documented_scale() -> None:
-    pixels = np.array([[[0, 128, 255]]], dtype=np.uint8)
-    assert as_tensor(pixels).flatten().tolist() == pytest.approx([-1, 128 / 127.5 - 1, 1], abs=1e-6)
+def test_effects_have_their_documented_scale() -> None:
     for side in (8, 16, 64):
         effect = small_effect(torch.randn(3, side, side, generator=torch.Generator().manual_seed(side)))
         assert effect.shape == (3, 16, 16)

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catalog.records import content_id
 from flows.paths import builtin_recipe
 from flows.recipe import BuiltinDataset, FolderDataset, load_recipe, parse_recipe
 from pipeline.errors import InputError, NotFoundError
@@ -75,6 +76,10 @@ def test_every_setting_has_a_default_but_name_dataset_and_regions() -> None:
         ("method.loco", "nullrank", "null_rank"),
         ("method.jive", "individual_rnk", "individual_rank"),
         ("method.edit", "h_windw", "h_window"),
+        ("method.loco", "varient", "variant"),
+        ("method.jive", "orthogonal_individual", "orthogonal_individuals"),
+        ("method.edit", "etta", "eta"),
+        ("method.edit", "eta_shar", "eta_share"),
         ("dataset", "splt", "split"),
     ],
 )
@@ -83,7 +88,7 @@ def test_a_misspelt_key_names_where_it_stands_and_the_nearest_right_one(path: st
     part = content
     for key in path.split(".") if path else []:
         part = part[key]
-    part[wrong] = part.pop(right)
+    part[wrong] = part.pop(right, None)
     with pytest.raises(InputError) as caught:
         parse_recipe(content)
     assert f"Did you mean '{right}'?" in str(caught.value)
@@ -102,6 +107,10 @@ def test_a_misspelt_key_names_where_it_stands_and_the_nearest_right_one(path: st
         ("method.edit.strength", "visble", "recipe: method.edit.strength", "'visible'"),
         ("method.edit.strength", -1.0, "recipe: method.edit.strength", "visible"),
         ("method.edit.convention", "asyrp", "recipe: method.edit.convention", "'both' or 'x0'"),
+        ("method.edit.eta", 1.5, "recipe: method.edit.eta", "less than or equal to 1"),
+        ("method.edit.eta_share", 0.0, "recipe: method.edit.eta_share", "greater than 0"),
+        ("method.loco.variant", "within", "recipe: method.loco.variant", "'projected' or 'inside'"),
+        ("method.jive.orthogonal_individuals", "perhaps", "recipe: method.jive.orthogonal_individuals", "boolean"),
         ("method.tolerance", 0.0, "recipe: method.tolerance", "greater than 0"),
         ("dataset.kind", "bultin", "recipe: dataset.kind", "'builtin' or 'folder'"),
         ("dataset.name", "faces65", "recipe: dataset.name", "'faces64'"),
@@ -176,9 +185,31 @@ def test_the_fingerprint_follows_every_setting_but_the_name() -> None:
         ("method.edit.strength", 3.0),
         ("method.edit.steps", 50),
         ("method.tolerance", 1e-3),
+        *QUIET,
     ]
     prints = {parse_recipe(changed(path, value)).fingerprint() for path, value in others}
     assert len(prints | {base}) == len(others) + 1
+
+
+QUIET: list[tuple[str, object]] = [
+    ("method.loco.variant", "inside"),
+    ("method.jive.orthogonal_individuals", True),
+    ("method.edit.eta", 1.0),
+    ("method.edit.eta_share", 0.5),
+]
+
+
+def test_keys_at_their_default_leave_ids_as_they_were_before_these_keys() -> None:
+    base = parse_recipe(example())
+    assert base.fingerprint() == "5c4502b788003e94cf1b89b393c9df93"
+    assert content_id(base.numerical()) == "a729789f3c4c896d1c71f62dfba670b4"
+    for path, value in QUIET:
+        _, part, key = path.split(".")
+        default = getattr(getattr(base.method, part), key)
+        assert parse_recipe(changed(path, default)).numerical() == base.numerical()
+        other = parse_recipe(changed(path, value))
+        assert other.numerical() != base.numerical()
+        assert parse_recipe(other.model_dump(mode="json")) == other
 
 
 @settings(deadline=None, max_examples=60)

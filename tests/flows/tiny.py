@@ -18,7 +18,7 @@ from pipeline.mining import Direction, MinedImage, MiningSettings
 from pipeline.models.contract import Denoiser
 from pipeline.operators import Products
 from pipeline.svd import canonical_sign
-from pipeline.training import DenoiserTraining
+from pipeline.training import DenoiserTraining, Phase
 from tests.pipeline.tiny_models import tiny_pipeline_folder
 
 CHUNK = 2
@@ -121,7 +121,8 @@ def quick_mine_image(
 
 def small_training(**settings: Any) -> DenoiserTraining:
     """In place of `DenoiserTraining` where a test is about what happens around it."""
-    small: dict[str, Any] = {"steps": 2, "batch": 1, "warmup": 1, "channels": (8, 32)}
+    phases = (Phase(steps=2, warmup=1), Phase(steps=2, warmup=1, antithetic=True))
+    small: dict[str, Any] = {"batch": 2, "channels": (8, 32), "phases": phases}
     return DenoiserTraining(**{**small, **settings})
 
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from pipeline.editing import DecodeSettings, Edit, apply_edits, compose, decode, interpolation_grid
+from pipeline.editing import DecodeSettings, Edit, apply_edits, compose, decode, interpolation_grid, invert_image
 from pipeline.errors import InputError
+from pipeline.images import as_image, as_tensor, fit_image
+from pipeline.inversion import invert
 from tests.pipeline.tiny_models import tiny_denoiser, tiny_image
 
 T = 20
@@ -128,6 +131,17 @@ def test_stochastic_decoding_is_seeded_and_shared_by_an_edit_and_its_reconstruct
     assert torch.equal(one, two)
     torch.testing.assert_close(apply_edits(DENOISER, X_T, T, [Edit("x", vector("x"), 0.0)], random), one)
     assert not torch.allclose(apply_edits(DENOISER, X_T, T, [], dataclasses.replace(random, seed=4)), one)
+
+
+def test_a_picture_of_any_size_and_mode_goes_in_and_a_picture_comes_out() -> None:
+    picture = Image.linear_gradient("L").resize((30, 21)).convert("RGBA")
+    x_t = invert_image(DENOISER, picture, T, steps=3)
+    tensor = as_tensor(fit_image(picture, DENOISER.info.image_shape)).double()
+    assert torch.equal(x_t, invert(DENOISER, tensor[None], T, 3)[0])
+    assert torch.equal(x_t, invert_image(DENOISER, tensor, T, steps=3))
+    edited = as_image(apply_edits(DENOISER, x_t, T, [Edit("x", vector("x"), 2.0)], SETTINGS))
+    assert edited.size == DENOISER.info.image_shape[:0:-1]
+    assert edited.mode == "RGB"
 
 
 @pytest.mark.parametrize("space", ["x", "h"])

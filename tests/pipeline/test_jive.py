@@ -133,6 +133,26 @@ def test_missing_rank_shows_as_zero_rows_and_not_as_noise() -> None:
         assert bool(torch.isfinite(rows).all())
 
 
+def test_momentum_ends_where_the_plain_rounds_end_in_a_fraction_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks with slowly falling spectra and a joint rank that cuts into them, as those of one image are."""
+    g = torch.Generator().manual_seed(3)
+    decay = 0.85 ** torch.arange(12, dtype=torch.float64)
+    common = torch.linalg.qr(torch.randn(80, 20, generator=g, dtype=torch.float64)).Q.T
+    crowded = []
+    for _ in range(4):
+        turn = torch.linalg.qr(torch.randn(20, 12, generator=g, dtype=torch.float64)).Q.T
+        own = torch.linalg.qr(torch.randn(80, 12, generator=g, dtype=torch.float64)).Q.T
+        crowded.append(decay[:, None] * (turn @ common + 0.5 * own))
+    fast = jive(crowded, 14, [2] * 4)
+    monkeypatch.setattr("pipeline.jive._PLAIN_ROUNDS", 10**9)
+    slow = jive(crowded, 14, [2] * 4, max_iterations=30_000, tolerance=1e-8)
+    assert fast.converged and slow.converged
+    assert fast.iterations * 4 < slow.iterations
+    assert fast.residual == pytest.approx(slow.residual, rel=1e-6)
+    for mine, plain in zip(fast.individual_bases, slow.individual_bases, strict=True):
+        assert float(torch.linalg.svdvals(mine @ plain.T).min()) > 0.999
+
+
 def test_too_few_iterations_are_reported() -> None:
     found = jive(blocks(), 2, [2, 2, 2], tolerance=1e-14, max_iterations=2)
     assert not found.converged and found.iterations == 2 and found.change > 1e-14

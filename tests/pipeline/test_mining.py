@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import pytest
 import torch
 
+import pipeline.mining
 from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import InputError
 from pipeline.jacobian import jacobian
+from pipeline.jive import jive
 from pipeline.metrics import rms_inside
 from pipeline.mining import (
     STRENGTH_LIMIT,
@@ -152,12 +155,95 @@ def test_mining_is_seeded(mined: MinedImage) -> None:
         assert one.strength == two.strength
 
 
-def test_a_given_strength_is_kept_and_nothing_is_decoded() -> None:
-    only_x = dataclasses.replace(SETTINGS, jive=None, strength=2.5, loco=LocoSettings(rank=1, null_rank=0))
+def test_how_the_search_for_the_visible_strength_ended_is_kept_where_there_was_one(mined: MinedImage) -> None:
+    for d in mined.directions:
+        ends = (d.strength_reached, d.strength_limited)
+        if d.rank or d.kind == "joint":
+            assert ends == (None, None)
+            continue
+        assert ends in ((True, False), (False, True), (False, False))
+        assert d.strength == STRENGTH_LIMIT[d.space] or not d.strength_limited
+    assert any(d.strength_reached for d in mined.directions)
+
+
+@pytest.mark.parametrize("reach", [1e9, 1e-9])
+def test_a_search_ends_at_the_target_or_at_its_limit(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.mining, "STRENGTH_LIMIT", {"x": reach, "h": reach})
+    with torch.no_grad():
+        found = mine_image(DENOISER, X_T, masks(), dataclasses.replace(SETTINGS, jive=None))
+    first = [d for d in found.directions if d.rank == 0]
+    assert all(bool(d.strength_limited) == (reach < 1) for d in first)
+    assert all(d.roir is not None and math.isfinite(d.roir) for d in first if d.strength_reached)
+
+
+def test_joint_and_individual_directions_say_whether_their_split_settled(
+    mined: MinedImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for d in of(mined, "h", "joint") + of(mined, "h", "individual"):
+        assert d.converged is True
+        assert d.iterations is not None and 1 < d.iterations <= 1000
+        assert d.change is not None and d.change <= 1e-6
+    monkeypatch.setattr(pipeline.mining, "jive", functools.partial(jive, max_iterations=1))
+    with torch.no_grad():
+        stopped = mine_image(DENOISER, X_T, masks(), dataclasses.replace(SETTINGS, loco=None, strength=1.0))
+    ends = {(d.kind, d.converged, d.iterations) for d in stopped.directions if d.kind != "singular"}
+    assert ends == {("joint", False, 1), ("individual", False, 1)}
+    assert all(d.change is not None and d.change > 1e-6 for d in stopped.directions if d.kind != "singular")
+
+
+def test_individuals_of_different_regions_are_orthogonal_where_asked() -> None:
+    ranks = dataclasses.replace(SETTINGS.jive or JiveSettings(), orthogonal_individuals=True)
+    with torch.no_grad():
+        found = mine_image(DENOISER, X_T, masks(), dataclasses.replace(SETTINGS, loco=None, jive=ranks, strength=1.0))
+    left, right = (
+        torch.stack([d.vector.flatten() for d in of(found, "h", "individual") if d.region == region])
+        for region in masks()
+    )
+    assert float((left @ right.T).abs().max()) < 1e-6
+
+
+def test_a_given_strength_is_kept_and_nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_x = dataclasses.replace(SETTINGS, jive=None, strength=2.5, loco=LocoSettings(rank=1, null_rank=2))
+    monkeypatch.setattr(pipeline.mining, "decode", None)
     with torch.no_grad():
         found = mine_image(DENOISER, X_T, masks(), only_x)
-    assert [(d.kind, d.strength, d.roir) for d in found.directions] == [("singular", 2.5, None)] * 2
+    assert {(d.strength, d.roir, d.strength_reached) for d in found.directions} == {(2.5, None, None)}
     assert found.products.total > 0
+
+
+def test_without_a_null_space_the_singular_directions_stand_in_as_local_ones() -> None:
+    plain = dataclasses.replace(SETTINGS, jive=None, strength=1.0, loco=LocoSettings(rank=2, null_rank=0))
+    for variant in ("projected", "inside"):
+        loco = dataclasses.replace(plain.loco or LocoSettings(), variant=variant)
+        with torch.no_grad():
+            found = mine_image(DENOISER, X_T, masks(), dataclasses.replace(plain, loco=loco))
+        singular, local = of(found, "x", "singular"), of(found, "x", "local")
+        assert len(singular) == len(local) == 4
+        for parent, d in zip(singular, local, strict=True):
+            torch.testing.assert_close(d.vector, parent.vector)
+            assert (d.region, d.rank, d.parents) == (parent.region, parent.rank, (parent.rank,))
+            assert d.kept_share == pytest.approx(1.0)
+            assert (d.gain, d.leakage) == pytest.approx((parent.gain, parent.leakage))
+            assert d.roir_before == pytest.approx(d.leakage / d.gain)
+
+
+def test_inside_the_null_space_directions_gain_at_least_as_much_and_carry_all_evidence(mined: MinedImage) -> None:
+    inside = dataclasses.replace(SETTINGS, jive=None, loco=LocoSettings(rank=2, null_rank=4, variant="inside"))
+    with torch.no_grad():
+        found = mine_image(DENOISER, X_T, masks(), inside)
+    for one, two in zip(of(found, "x", "singular"), of(mined, "x", "singular"), strict=True):
+        assert torch.equal(one.vector, two.vector)
+    local = of(found, "x", "local")
+    projected = {(d.region, d.rank): d for d in of(mined, "x", "local")}
+    assert {d.rank for d in local if d.region == "left"} == {0, 1}
+    for d in local:
+        assert (d.kept_share, d.parents, d.converged, d.roir_before) == (1.0, (0, 1), True, None)
+        assert d.sigma == pytest.approx(d.gain, rel=1e-6)
+        assert d.residual is not None and d.residual <= inside.tolerance
+        assert float(d.vector.norm()) == pytest.approx(1.0)
+        if d.rank == 0:
+            assert d.gain >= projected[d.region, 0].gain * (1 - 1e-6)
+            assert (d.strength_reached, d.strength_limited) != (None, None)
 
 
 def test_linear_strength_is_bounded_and_inverse_to_the_gain() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import ModelError
+from pipeline.errors import InputError, ModelError
 from pipeline.faces.factors import FACTORS, OWNER, REGIONS, sample_factors
 from pipeline.faces.render import SIZE, render
 from pipeline.reader import AttributeReader, ReaderTraining, held_out_r2, reader_batch, train_reader
@@ -46,6 +46,14 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     assert steps == [3, 4, 5, 6]
     assert all(torch.allclose(whole[name], resumed[name], atol=1e-6) for name in whole)
     assert len(json.loads((tmp_path / "cut" / "losses.json").read_text())) == TINY.steps
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(tmp_path: Path) -> None:
+    train_reader(TINY, tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(InputError, match="training: width: found 9; expected 8"):
+        train_reader(TINY.model_copy(update={"width": 9}), tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 def test_batches_are_drawn_from_seed_and_step_alone() -> None:

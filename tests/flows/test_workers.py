@@ -1,0 +1,90 @@
+"""Worker processes: how many there is room for, and whose error it is when one fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import flows.workers
+from flows.datasets import load_dataset
+from flows.mining import chunks_of, open_model
+from flows.recipe import load_recipe
+from flows.workers import free_bytes, in_processes, usable_workers, worker_bytes
+from pipeline.errors import InputError, ModelError
+from pipeline.models.contract import Denoiser
+from tests.pipeline.tiny_models import tiny_denoiser
+
+GIB = 2**30
+
+
+@pytest.fixture
+def denoiser() -> Denoiser:
+    return tiny_denoiser()
+
+
+@pytest.fixture
+def sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+
+
+@pytest.mark.parametrize(("gib", "each", "expected"), [(16, 5, 2), (16, 0.5, 16), (1, 5, 1), (160, 5, 16)])
+@pytest.mark.usefixtures("sixteen_cores")
+def test_no_more_processes_than_the_free_memory_holds(
+    gib: int, each: float, expected: int, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.workers, "free_bytes", lambda: gib * GIB)
+    monkeypatch.setattr(flows.workers, "worker_bytes", lambda denoiser: round(each * GIB))
+    assert usable_workers(None, 100, denoiser) == expected
+    assert usable_workers(None, 1, denoiser) == 1
+    assert usable_workers(7, 100, denoiser) == 7  # who names a number knows better
+    assert usable_workers(7, 3, denoiser) == 3
+    with pytest.raises(InputError, match="--workers: found 0"):
+        usable_workers(0, 100, denoiser)
+
+
+@pytest.mark.usefixtures("sixteen_cores")
+def test_a_gpu_is_used_by_one_process(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert usable_workers(None, 100, denoiser) == 1
+
+
+def test_a_larger_picture_or_network_takes_more_memory() -> None:
+    sizes = [worker_bytes(tiny_denoiser(size=size)) for size in (16, 64, 128)]
+    assert sizes == sorted(sizes)
+    per_pixel = (sizes[2] - sizes[1]) / (128**2 - 64**2)
+    assert per_pixel == pytest.approx((sizes[1] - sizes[0]) / (64**2 - 16**2), rel=0.01)
+    wide = worker_bytes(tiny_denoiser(size=64, block_out_channels=(32, 64)))
+    assert wide > sizes[1]
+
+
+def test_a_worker_with_the_built_in_model_is_estimated_near_what_was_measured() -> None:
+    assert 0.7e9 < worker_bytes(open_model("builtin")) < 1.2e9  # 0.8 GB at the demo's peak
+
+
+def test_the_estimate_leaves_no_hook_behind(denoiser: Denoiser) -> None:
+    worker_bytes(denoiser)
+    assert not torch.nn.modules.module._global_forward_hooks
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = free_bytes()
+    assert 0 < everything <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, none = tmp_path / "memory.max", tmp_path / "unlimited"
+    limit.write_text("1048576\n")
+    none.write_text("max\n")
+    monkeypatch.setattr(flows.workers, "_LIMITS", (none, tmp_path / "absent", limit))
+    assert free_bytes() == 1048576
+
+
+def test_a_model_that_a_worker_cannot_load_is_the_models_own_error(world: Path, tiny_model: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, world / "moved"))
+    recipe = load_recipe(world / "recipe.yaml").model_copy(update={"model": str(model)})
+    chunks = chunks_of(load_dataset(recipe, open_model(str(model)).info.image_shape).images)
+    shutil.rmtree(model)
+    with pytest.raises(ModelError, match="expected an existing model folder"):
+        list(in_processes(recipe, 2)(lambda chunk: pytest.fail("mined here"), chunks))
