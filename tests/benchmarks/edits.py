@@ -8,7 +8,8 @@ recipe's settings by the product's own functions, and applied at visible strengt
 - individual: first individual component (h-space, JIVE);
 - h plain: first singular direction of the region in h-space.
 
-Every direction of loco and individual is then tried on other images. `--tune` looks at `mine` images only and tries
+Every direction of loco and individual is then tried on other images, as it is and shifted to where the other image's
+mask lies ("registered"). `--tune` looks at `mine` images only and tries
 many settings; see `tests.benchmarks.tuning`.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 from flows.console import stage
 from pipeline.metrics import mask_iou
 from pipeline.mining import Direction, MinedImage, linear_strength, mine_image
+from pipeline.registration import registered
 from tests.benchmarks.ceiling import perfect_transfer
 from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
 from tests.benchmarks.harness import Options, Target, at_least, at_most, document, finish, options, table
@@ -71,8 +73,13 @@ def edits_at_home(bench: Bench, subjects: Sequence[Subject], mined: Sequence[Min
     return [Edited(method, s.name, region, d, None if d is None else next(trials)) for s, region, d in found]
 
 
-def transfers(bench: Bench, subjects: Sequence[Subject], edits: Sequence[Edited], others: int) -> list[Transferred]:
-    """Every direction on `others` more images that show the region, drawn once per image with a fixed seed."""
+def transfers(
+    bench: Bench, subjects: Sequence[Subject], edits: Sequence[Edited], others: int, *, register: bool = False
+) -> list[Transferred]:
+    """Every direction on `others` more images that show the region, drawn once per image with a fixed seed.
+
+    `register` shifts it to the centre of the other image's mask first.
+    """
     by_name = {subject.name: subject for subject in subjects}
     pairs: list[tuple[Edited, Subject]] = []
     cases = []
@@ -84,7 +91,9 @@ def transfers(bench: Bench, subjects: Sequence[Subject], edits: Sequence[Edited]
         for target in chosen:
             pairs.append((edit, target))
             d, guess = edit.direction, edit.trial.strength or 1.0
-            cases.append(Case(target, edit.region, d.space, d.vector, guess, like=edit.trial.verdict))
+            masks = by_name[edit.image].masks[edit.region], target.masks[edit.region]
+            vector = registered(d.vector, *masks) if register else d.vector
+            cases.append(Case(target, edit.region, d.space, vector, guess, like=edit.trial.verdict))
     if not cases:
         return []
     trials = run_trials(bench, cases, f"{edits[0].method}: transferring")
@@ -117,7 +126,7 @@ def targets_of(methods: dict[str, Any], transfer: dict[str, Any]) -> list[Target
             0.8,
         ),
     ]
-    for method, label in (("loco", "LOCO"), ("individual", "individual")):
+    for method, label in zip(transfer, ("LOCO", "LOCO registered", "individual", "individual registered"), strict=True):
         share = transfer[method]["success_overlapping"].estimate
         found.append(at_least(f"{label}: transfer success, mask IoU >= 0.5", share, 0.8))
     return found
@@ -129,7 +138,13 @@ def measure(bench: Bench, images: int, others: int, split: str = "holdout") -> t
     subjects = make_subjects(bench, sources)
     mined = mine_subjects(bench, subjects)
     edits = {method: edits_at_home(bench, subjects, mined, method) for method in METHODS}
-    pairs = {method: transfers(bench, subjects, edits[method], others) for method in TRANSFERRED}
+    pairs = {
+        f"{method} registered" if register else method: transfers(
+            bench, subjects, edits[method], others, register=register
+        )
+        for method in TRANSFERRED
+        for register in (False, True)
+    }
     methods = {method: by_region(each) for method, each in edits.items()}
     transfer = {method: transfer_figures(each) for method, each in pairs.items()}
     details = {

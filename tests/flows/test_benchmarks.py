@@ -75,12 +75,12 @@ def test_edits_benchmark_measures_every_target_in_the_run_and_its_json_is_strict
     targets, details = edits.measure(bench, images=2, others=1)
     content = json.loads(json.dumps(document("edits", True, targets, details, bench.clock), allow_nan=False))
     assert all(set(target) == {"name", "value", "target", "met"} for target in content["targets"])
-    assert len(content["targets"]) == 6
+    assert len(content["targets"]) == 8
     assert {method: f["all"]["edits"] for method, f in content["details"]["methods"].items()} == dict.fromkeys(
         edits.METHODS, 2
     )
     assert {method: f["pairs"] for method, f in content["details"]["transfer"].items()} == dict.fromkeys(
-        edits.TRANSFERRED, 2
+        ("loco", "loco registered", "individual", "individual registered"), 2
     )
     assert len(content["details"]["edits"]) == 8
     assert content["cost"]["network_passes"] > 0
