@@ -113,6 +113,7 @@ class _Tables:
         self._seen: set[tuple[str, str]] = set()
 
     def check(self) -> list[Problem]:
+        """All problems of the tables, shard by shard, then of what joins them."""
         for table in TABLES:
             for path in self.manifest.shards(table):
                 try:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -39,10 +40,13 @@ class SearchIndex:
 
     def files(self, name: str) -> dict[str, bytes]:
         """The two files by their path in a catalog; `name` is that of the index."""
-        return {
-            f"index/{name}-{hashlib.sha256(data).hexdigest()[:16]}.{suffix}": data
-            for suffix, data in (("faiss", self.faiss), ("parquet", self.ids))
-        }
+        pairs = zip(("faiss", "parquet"), self._digests, (self.faiss, self.ids), strict=True)
+        return {f"index/{name}-{digest}.{suffix}": data for suffix, digest, data in pairs}
+
+    @cached_property
+    def _digests(self) -> tuple[str, str]:
+        faiss, ids = (hashlib.sha256(data).hexdigest()[:16] for data in (self.faiss, self.ids))
+        return faiss, ids
 
     def entry(self, name: str, directions_fingerprint: str) -> IndexEntry:
         """What the manifest says of it."""

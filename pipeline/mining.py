@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -47,6 +47,16 @@ def check_masks(masks: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> No
             raise InputError(f"mask of {region}", "a mask that covers the whole image", "a part of the image")
 
 
+def _triplet(svd: TruncatedSVD, rank: int) -> dict[str, Any]:
+    """The evidence of one singular triplet, as `Direction` names it."""
+    return {
+        "spectrum": svd.sigma,
+        "sigma": float(svd.sigma[rank]),
+        "residual": float(svd.residuals[rank]),
+        "converged": bool(svd.converged[rank]),
+    }
+
+
 def _singular(region: str, space: Literal["x", "h"], svd: TruncatedSVD, count: int) -> list[Direction]:
     return [
         Direction(
@@ -55,10 +65,7 @@ def _singular(region: str, space: Literal["x", "h"], svd: TruncatedSVD, count: i
             kind="singular",
             rank=i,
             vector=svd.v[i],
-            spectrum=svd.sigma,
-            sigma=float(svd.sigma[i]),
-            residual=float(svd.residuals[i]),
-            converged=bool(svd.converged[i]),
+            **_triplet(svd, i),
         )
         for i in range(min(count, len(svd.sigma)))
         if float(svd.sigma[i]) > 0
@@ -155,10 +162,7 @@ def _inside(
             kind="local",
             rank=rank,
             vector=local.vectors[rank],
-            spectrum=svd.sigma,
-            sigma=float(svd.sigma[rank]),
-            residual=float(svd.residuals[rank]),
-            converged=bool(svd.converged[rank]),
+            **_triplet(svd, rank),
             parents=tuple(d.rank for d in singular),
             kept_share=1.0,
             effect=local.effects[rank],

@@ -98,10 +98,15 @@ def transfers(
         return []
     trials = run_trials(bench, cases, f"{edits[0].method}: transferring")
     result = []
+    bounds: dict[tuple[str, str, str, bool], bool] = {}  # by what decides a perfect edit: pairs share many
     for (edit, target), trial in zip(pairs, trials, strict=True):
         iou = float(mask_iou(by_name[edit.image].masks[edit.region], target.masks[edit.region]))
-        perfect = edit.trial is not None and perfect_transfer(bench, target, edit.region, edit.trial.verdict)
-        result.append(Transferred(edit, target.name, iou, trial, perfect))
+        assert edit.trial is not None  # pairs are made of edits with a trial only
+        like = edit.trial.verdict
+        key = (target.name, edit.region, like.factor, like.move > 0)
+        if key not in bounds:
+            bounds[key] = perfect_transfer(bench, target, edit.region, like)
+        result.append(Transferred(edit, target.name, iou, trial, bounds[key]))
     return result
 
 
