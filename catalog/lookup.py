@@ -75,7 +75,8 @@ class Transfer:
     `score` is the plain mean of the three parts, each in [0, 1]: a ranking by likeness, not a prediction of gain.
     `mask_iou`: overlap of the home mask with the new one. `image_similarity`: correlation of the two images in the box
     around both masks, widened by a quarter, 0 where negative. `effect_inside`: share of the effect's energy that falls
-    into the new mask. `gain`, `leakage` and `strength` are those measured at home.
+    into the new mask. `shift`: the way from the centre of the home mask to that of the new one, in pixels (x right, y
+    down); the score compares in place, without it. `gain`, `leakage` and `strength` are those measured at home.
     """
 
     direction_id: str
@@ -83,6 +84,7 @@ class Transfer:
     mask_iou: float
     image_similarity: float
     effect_inside: float
+    shift: tuple[float, float]
     image_id: str
     dataset: str
     space: str
@@ -228,26 +230,28 @@ def transfer_candidates(
         names = ", ".join(sorted(set(catalog.directions().column("region").to_pylist()))) or "none"
         found = f"{region}, {space or 'any space'}, {' or '.join(kinds)}"
         raise NotFoundError("directions", found, "a region, space and kind of the catalog", f"Regions: {names}")
-    homes = {key: _home_scores(catalog, key, region, image, mask) for key in {row["image_id"] for row in rows}}
+    homes = {key: _compared(catalog, key, region, image, mask) for key in {row["image_id"] for row in rows}}
     inside = _inside(catalog.effects([row["direction_id"] for row in rows]), catalog, mask)
     answers = []
     for row, share in zip(rows, inside.tolist(), strict=True):
-        iou, alike = homes[row["image_id"]]
+        iou, alike, shift = homes[row["image_id"]]
         parts = {"mask_iou": iou, "image_similarity": alike, "effect_inside": share}
         names_ = ("direction_id", "image_id", "dataset", "space", "kind", "rank", "gain", "leakage", "strength")
-        answers.append(Transfer(score=sum(parts.values()) / 3, **parts, **{name: row[name] for name in names_}))
+        kept = {name: row[name] for name in names_}
+        answers.append(Transfer(score=sum(parts.values()) / 3, **parts, shift=shift, **kept))
     return sorted(answers, key=lambda t: (-t.score, t.direction_id))[:k]
 
 
-def _home_scores(
+def _compared(
     catalog: Catalog, image_id: str, region: str, image: np.ndarray, mask: np.ndarray
-) -> tuple[float, float]:
-    """(mask IoU, image similarity) of a catalogued image and the new one."""
+) -> tuple[float, float, tuple[float, float]]:
+    """(mask IoU, image similarity, shift in pixels) of a catalogued image and the new one."""
     home, there = catalog.mask(image_id, region), catalog.image(image_id)
     if home.shape != mask.shape:
         raise InputError("mask", f"{mask.shape}", f"the catalog's image size {home.shape}", "Resize image and mask")
     union = home | mask
     iou = float((home & mask).sum() / union.sum())
+    down, right = np.argwhere(mask).mean(axis=0) - np.argwhere(home).mean(axis=0)
     box = []
     for axis in (1, 0):
         hit = np.flatnonzero(union.any(axis=axis))
@@ -255,7 +259,8 @@ def _home_scores(
         box.append(slice(max(0, int(hit[0] - margin)), int(hit[-1] + margin + 1)))
     one, two = (_centred(picture[box[0], box[1]]) for picture in (image, there))
     scale = np.linalg.norm(one) * np.linalg.norm(two)
-    return iou, max(0.0, float((one * two).sum() / scale)) if scale > 0 else 0.0
+    alike = max(0.0, float((one * two).sum() / scale)) if scale > 0 else 0.0
+    return iou, alike, (float(right), float(down))
 
 
 def _centred(crop: np.ndarray) -> np.ndarray:

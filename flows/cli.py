@@ -141,6 +141,13 @@ def _add_edits(add: Add) -> None:
             {"action": "append", "required": True, "metavar": "ID=STRENGTH",
              "help": "a direction and how far to go, negative for the other way; may be repeated"},
         ),
+        (
+            "--mask",
+            {"action": "append", "default": [], "metavar": "REGION=PNG",
+             "help": "where the picture has the region of a direction, which is shifted there; may be repeated "
+             "(default: IMAGE_REGION.png beside the picture, if there is one)"},
+        ),
+        ("--no-shift", {"action": "store_true", "help": "apply every direction where it was mined"}),
         _out("PNG", "the edited picture"),
         MODEL,
     )  # fmt: skip

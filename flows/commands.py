@@ -158,10 +158,11 @@ def transfer(arguments: Namespace) -> None:
         mask = region_mask(catalog, arguments.mask, arguments.image, arguments.region, image)
         found = transfer_candidates(catalog, image, mask, arguments.region, arguments.k)
     rows = [
-        (f"{c.score:.3f}", c.direction_id, c.space, c.kind, c.rank, c.mask_iou, c.image_similarity, c.effect_inside)
+        (f"{c.score:.3f}", c.direction_id, c.space, c.kind, c.rank, c.mask_iou, c.image_similarity, c.effect_inside,
+         _shift(c.shift))
         for c in found
-    ]
-    header = ("score", "direction", "space", "kind", "rank", "mask IoU", "image", "effect inside")
+    ]  # fmt: skip
+    header = ("score", "direction", "space", "kind", "rank", "mask IoU", "image", "effect inside", "shift x, y")
     answer({"candidates": plain(found)}, arguments.json, lambda: table("transfer candidates", header, rows))
 
 
@@ -169,8 +170,17 @@ def edit(arguments: Namespace) -> None:
     """`rhumb edit CATALOG --image PNG --direction ID=STRENGTH --out PNG`."""
     from flows.editing import edit_picture
 
-    done = edit_picture(arguments.catalog, arguments.image, arguments.direction, arguments.out, arguments.model)
-    answer(plain(done), arguments.json, lambda: say(f"wrote {arguments.out}"))
+    done = edit_picture(
+        arguments.catalog, arguments.image, arguments.direction, arguments.out,
+        arguments.model, arguments.mask, not arguments.no_shift,
+    )  # fmt: skip
+    shifts = "; ".join(f"{key[:12]} {_shift(shift)}" for key, shift in done.shifts.items())
+    answer(plain(done), arguments.json, lambda: say(f"wrote {arguments.out}; shifted by pixels x, y: {shifts}"))
+
+
+def _shift(shift: tuple[float, float] | None) -> str:
+    """Pixels to the right and down."""
+    return "none" if shift is None else f"{shift[0]:+.1f}, {shift[1]:+.1f}"
 
 
 def publish(arguments: Namespace) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +24,22 @@ from pipeline.inversion import invert, round_trip_psnr
 from pipeline.metrics import rms_inside
 from pipeline.mined import MiningSettings
 from pipeline.models.contract import Denoiser
+from pipeline.registration import registered, shift_between
+
+Shift = tuple[float, float]
+"""Pixels to the right and down."""
 
 
 @dataclass(frozen=True)
 class EditDone:
-    """Evidence of one edit: round-trip PSNR of the image in dB, root-mean-square change over the whole picture."""
+    """Evidence of one edit: round-trip PSNR of the image in dB, root-mean-square change over the whole picture.
+
+    `directions`: the strength of each; `shifts`: how far each was moved to its region, None where it is as mined.
+    """
 
     out: str
     directions: dict[str, float]
+    shifts: dict[str, Shift | None]
     round_trip_psnr: float
     change_rms: float
 
@@ -47,16 +56,34 @@ def _open(path: Path, option: str) -> Image.Image:
         raise InputError(option, f"{path}, which {error}", "a readable image file") from error
 
 
+def _beside(image: Path, region: str) -> Path:
+    return image.parent / f"{image.stem}_{region}.png"
+
+
+def own_mask(mask: Path | None, image: Path, region: str, pixels: np.ndarray) -> np.ndarray | None:
+    """A picture's own mask of a region, bool at the size of `pixels`: from a file, else from IMAGE_REGION.png beside.
+
+    None without either. Raises InputError for a mask that is unreadable, empty, or of another picture's size.
+    """
+    file = mask or _beside(image, region)
+    if mask is None and not file.is_file():
+        return None
+    shape = (pixels.shape[2], pixels.shape[0], pixels.shape[1])
+    found = fit_mask(_open(file, "--mask"), _open(image, "--image").size, shape, file.name)
+    if not found.any():
+        size = f"{shape[2]} x {shape[1]} pixels"
+        raise InputError("--mask", f"{file}, empty at {size}", f"white pixels where the {region} is")
+    return found
+
+
 def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, pixels: np.ndarray) -> np.ndarray:
-    """The region on a new image: from a mask file, or from IMAGE_REGION.png beside it, else the catalog's mean mask.
+    """The region on a new image: its own mask as `own_mask` finds it, else the catalog's mean mask.
 
     Without a mask the region is taken where most catalogued masks of that name are, which suits aligned data only.
     """
-    beside = image.parent / f"{image.stem}_{region}.png"
-    file = mask or (beside if beside.is_file() else None)
-    if file is not None:
-        shape = (pixels.shape[2], pixels.shape[0], pixels.shape[1])
-        return fit_mask(_open(file, "--mask"), _open(image, "--image").size, shape, file.name)
+    own = own_mask(mask, image, region, pixels)
+    if own is not None:
+        return own
     rows = catalog.regions(region=region)
     if rows.num_rows == 0:
         known = sorted(set(catalog.regions().column("region").to_pylist()))
@@ -109,24 +136,74 @@ def parse_directions(values: Sequence[str], catalog: Catalog) -> dict[str, float
     return parsed
 
 
-@torch.no_grad()
-def edit_picture(folder: Path, image: Path, directions: Sequence[str], out: Path, model: str | None = None) -> EditDone:
-    """Invert a picture, apply catalogued directions with their strengths, and write the result as PNG.
+def parse_masks(values: Sequence[str], regions: Collection[str]) -> dict[str, Path]:
+    """REGION=PNG pairs. Raises InputError for another form, a region that is not asked for, or one given twice."""
+    parsed: dict[str, Path] = {}
+    for value in values:
+        region, separator, file = value.partition("=")
+        if not separator or not file:
+            raise InputError("--mask", value, "REGION=PNG, such as mouth=face_mouth.png")
+        if region not in regions:
+            known = ", ".join(sorted(regions)) or "none, as they have no masks"
+            raise InputError("--mask", value, f"a region of the chosen directions: {known}")
+        if region in parsed:
+            raise InputError("--mask", f"{parsed[region]} and {file}", f"one mask of {region}")
+        parsed[region] = Path(file)
+    return parsed
 
-    `model` says where the catalog's model lies, if not where its recipe says.
+
+def placed(catalog: Catalog, row: Mapping[str, Any], target: np.ndarray | None) -> tuple[torch.Tensor, Shift | None]:
+    """A direction's vector, shifted from its home mask to its region's mask on another picture, and that shift.
+
+    `row` is its row of the catalog. As it was mined, and None, where either mask is missing.
     """
+    vector = torch.from_numpy(catalog.vector(row["direction_id"]))
+    if target is None or row["region_id"] is None:
+        return vector, None
+    home, there = (torch.from_numpy(mask) for mask in (catalog.mask(row["image_id"], row["region"]), target))
+    try:
+        return registered(vector, home, there), shift_between(home, there)
+    except InputError as error:
+        action = "Check the mask; --no-shift applies the direction as it was mined."
+        raise InputError(f"mask of {row['region']}", error.found, error.expected, action) from error
+
+
+def _check_out(out: Path, image: Path, masks: Sequence[Path]) -> None:
     if out.is_dir() or not out.parent.is_dir() or out.suffix.lower() != ".png":
         raise InputError("--out", out, "a file ending in .png in a folder that exists")
     if out.exists() and image.exists() and out.samefile(image):
         raise InputError("--out", f"{out}, the picture to be edited", "another file", "An edit keeps its original.")
+    if out.resolve() in {mask.resolve() for mask in masks}:
+        raise InputError("--out", f"{out}, a mask of the picture", "another file", "An edit keeps its masks.")
+
+
+@torch.no_grad()
+def edit_picture(
+    folder: Path,
+    image: Path,
+    directions: Sequence[str],
+    out: Path,
+    model: str | None = None,
+    masks: Sequence[str] = (),
+    shift: bool = True,
+) -> EditDone:
+    """Invert a picture, apply catalogued directions with their strengths, and write the result as PNG.
+
+    `model` says where the catalog's model lies, if not where its recipe says. `masks`, REGION=PNG, and IMAGE_REGION.png
+    beside the picture say where its regions are: a direction is shifted there from its home mask, unless `shift` is
+    False. Without a mask of its region it is applied as it was mined.
+    """
     with Catalog.open(folder) as catalog:
         wanted = parse_directions(directions, catalog)
+        rows = {row["direction_id"]: row for row in catalog.directions(direction_id=list(wanted)).to_pylist()}
+        regions = {row["region"] for row in rows.values() if row["region_id"] is not None}
+        given = parse_masks(masks, regions)
+        _check_out(out, image, [*given.values(), *(_beside(image, region) for region in regions)])
         denoiser, settings = model_of(catalog, model)
         pixels = load_picture(image, denoiser.info.image_shape)
-        edits = [
-            Edit("x" if catalog.space_of(key) == "x" else "h", torch.from_numpy(catalog.vector(key)), strength)
-            for key, strength in wanted.items()
-        ]
+        known = {region: own_mask(given.get(region), image, region, pixels) for region in regions} if shift else {}
+        moved = {key: placed(catalog, row, known.get(row["region"])) for key, row in rows.items()}
+        edits = [Edit(rows[key]["space"], moved[key][0], strength) for key, strength in wanted.items()]
         steps = recipe_of(catalog).method.inversion_steps
     x0 = as_tensor(pixels)[None].to(denoiser.device, denoiser.dtype)
     x_t = invert(denoiser, x0, settings.timestep, steps)
@@ -137,6 +214,7 @@ def edit_picture(folder: Path, image: Path, directions: Sequence[str], out: Path
     return EditDone(
         str(out),
         wanted,
+        {key: moved[key][1] for key in wanted},
         float(round_trip_psnr(x0, plain[None])[0]),
         float(rms_inside((edited - plain)[None], everywhere)[0]),
     )

@@ -20,6 +20,18 @@ def mask_centre(mask: torch.Tensor) -> tuple[float, float]:
     return float(columns.double().mean()) + 0.5, float(rows.double().mean()) + 0.5
 
 
+def shift_between(home: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
+    """The way (x right, y down) from the centre of one mask (H, W) to that of another, in pixels.
+
+    Raises:
+        InputError: an empty mask, or masks of two sizes.
+    """
+    if home.shape != target.shape:
+        raise InputError("target mask", tuple(target.shape), f"the size of the home mask, {tuple(home.shape)}")
+    (x_home, y_home), (x_target, y_target) = mask_centre(home), mask_centre(target)
+    return x_target - x_home, y_target - y_home
+
+
 def registered(vector: torch.Tensor, home: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """`vector` shifted by the way from the centre of its own mask to that of another image's, unit L2 norm again.
 
@@ -28,21 +40,19 @@ def registered(vector: torch.Tensor, home: torch.Tensor, target: torch.Tensor) -
         home, target: masks (H, W) of the region on the image it was found on and on the one it is to edit.
 
     Returns:
-        (C, h, w); bicubic between pixels, zero where nothing comes in. No randomness, no network pass.
+        (C, h, w); bicubic between pixels, zero where nothing comes in; `vector` itself where the centres coincide.
+        No randomness, no network pass.
 
     Raises:
         InputError: an empty mask, masks of two sizes, or a shift that leaves nothing of the direction.
     """
-    if home.shape != target.shape:
-        raise InputError("target mask", tuple(target.shape), f"the size of the home mask, {tuple(home.shape)}")
-    (x_home, y_home), (x_target, y_target) = mask_centre(home), mask_centre(target)
+    right, down = shift_between(home, target)
+    if right == down == 0:
+        return vector
     height, width = home.shape
     axes = [
-        (torch.arange(count, dtype=torch.float64) + 0.5) * 2 / count - 1 + 2 * shift / size
-        for count, shift, size in (
-            (vector.shape[-1], x_home - x_target, width),
-            (vector.shape[-2], y_home - y_target, height),
-        )
+        (torch.arange(count, dtype=torch.float64) + 0.5) * 2 / count - 1 - 2 * shift / size
+        for count, shift, size in ((vector.shape[-1], right, width), (vector.shape[-2], down, height))
     ]
     grid = torch.stack(torch.broadcast_tensors(axes[0][None, :], axes[1][:, None]), dim=-1)[None].to(vector)
     moved = grid_sample(vector[None], grid, mode="bicubic", padding_mode="zeros", align_corners=False)[0]

@@ -165,6 +165,7 @@ def test_every_block_of_the_readme_runs(folder: Path, monkeypatch: pytest.Monkey
     for picture in ("face.png", "edited.png", "mouth.png"):
         with Image.open(folder / picture) as opened:
             assert opened.mode == "RGB"
+    assert (folder / "face_mouth.png").is_file()
     assert (folder / "my-report" / "index.html").is_file()
     for name in ("my-catalog", "my-pulled-catalog", "photos-catalog"):
         with Catalog.open(folder / name) as catalog:

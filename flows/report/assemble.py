@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from catalog.lookup import homogeneity
 from catalog.reader import Catalog
 from flows.console import Advance, silent
-from flows.editing import model_of, recipe_of
+from flows.editing import model_of, placed, recipe_of
 from flows.files import write_whole
 from flows.paths import builtin_folder
 from flows.pictures import as_picture
@@ -59,9 +59,11 @@ class _Studio:
     def latent(self, image_id: str) -> torch.Tensor:
         return torch.from_numpy(self.catalog.latent(image_id)).to(self.denoiser.device, self.denoiser.dtype)
 
-    def edit(self, row: Mapping[str, Any], weight: float = 1.0) -> Edit:
-        vector = torch.from_numpy(self.catalog.vector(row["direction_id"]))
-        return Edit(row["space"], vector, weight * float(row["strength"]))
+    def edit(self, row: Mapping[str, Any], image_id: str) -> Edit:
+        """A direction at its home strength, shifted to where the image has its region; as mined if that has no mask."""
+        known = self.catalog.regions(image_id=image_id, region=row["region"]).num_rows > 0
+        target = self.catalog.mask(image_id, row["region"]) if known else None
+        return Edit(row["space"], placed(self.catalog, row, target)[0], float(row["strength"]))
 
     def decode_all(self, jobs: Sequence[tuple[torch.Tensor, Edit | None]]) -> list[torch.Tensor]:
         """Decode (latent, edit) pairs in batches."""
@@ -77,11 +79,11 @@ class _Studio:
         return images
 
     def triples(self, row: Mapping[str, Any], image_ids: Sequence[str]) -> list[Triple]:
-        """One direction at several images: -strength, 0 and +strength of its home strength."""
+        """One direction, shifted to each of several images: -strength, 0 and +strength of its home strength."""
         jobs: list[tuple[torch.Tensor, Edit | None]] = []
         for image_id in image_ids:
-            x = self.latent(image_id)
-            jobs += [(x, self.edit(row, -1.0)), (x, None), (x, self.edit(row))]
+            x, edit = self.latent(image_id), self.edit(row, image_id)
+            jobs += [(x, replace(edit, strength=-edit.strength)), (x, None), (x, edit)]
         images = self.decode_all(jobs)
         return [self._triple(row, image_id, images[3 * i : 3 * i + 3]) for i, image_id in enumerate(image_ids)]
 
@@ -201,14 +203,14 @@ def _composed(studio: _Studio, firsts: Sequence[Candidate]) -> list[Interpolatio
     x, chosen = studio.latent(home), [candidate.row for candidate in firsts[:3]]
     steps = [("original", as_picture(studio.decode_all([(x, None)])[0]))]
     for count in range(1, len(chosen) + 1):
-        edits = [studio.edit(row) for row in chosen[:count]]
+        edits = [studio.edit(row, home) for row in chosen[:count]]
         image = apply_edits(studio.denoiser, x, studio.t, edits, studio.settings)
         steps.append((" + ".join(plain_name(row["region"]) for row in chosen[:count]), as_picture(image)))
-    axes = (studio.edit(chosen[0]), studio.edit(chosen[-1]))
+    axes = (studio.edit(chosen[0], home), studio.edit(chosen[-1], home))
     grid = interpolation_grid(studio.denoiser, x, studio.t, axes, GRID, studio.settings)
     values = [f"{weight:+.1f}" for weight in np.linspace(-1, 1, GRID)]
     return [
-        ComposedEdit("Directions add up", steps, "Each picture adds one more direction to the one before."),
+        ComposedEdit("Directions add up", steps, "Each picture adds one more direction, shifted to its region here."),
         InterpolationGrid(
             "Two directions, five strengths each",
             plain_name(chosen[-1]["region"]),

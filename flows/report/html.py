@@ -210,7 +210,8 @@ def _row(row: DirectionRow) -> Markup:
     ]
     if row.transfers:
         shown = tag("div", *(_transfer(t, row.region) for t in row.transfers), class_="transfers")
-        title = tag("h4", "The same direction on other images (\N{MINUS SIGN}, original, +)")
+        where = f"shifted to where each has its {plain_name(row.region).lower()}"
+        title = tag("h4", f"The same direction on other images, {where} (\N{MINUS SIGN}, original, +)")
         parts.append(tag("div", title, shown, class_="other"))
     parts.append(tag("p", f"image {triple.image_id} · direction {row.direction_id}", class_="small"))
     return tag("article", *parts, class_="row")
@@ -301,8 +302,8 @@ def _terms(pairs: Sequence[tuple[str, str]]) -> Markup:
 _TRIED = (
     "On mining images only, judged by the attribute reader. Success: one of the region's own factors moves by 0.15 of "
     "its range, no other by 0.10, ROIR at most 1. Transfer: the same factor, sign and limits on another image whose "
-    "mask overlaps by half. A perfect editor moves the same true factor and nothing else; where the factor is already "
-    "at the end of its range, it fails too, and that bounds every method."
+    "mask overlaps by half, the direction not shifted. A perfect editor moves the same true factor and nothing else; "
+    "where the factor is already at the end of its range, it fails too, and that bounds every method."
 )
 
 

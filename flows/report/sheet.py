@@ -198,7 +198,8 @@ def _header(page: Page, width: int) -> _Sheet:
     head.y = head.write(_MARGIN, head.y, page.headline, 18, inner, lines=3) + 4
     legend = (
         "White outline: the region. ROIR: change outside the outline over change inside, smaller is more local. "
-        "Map: black untouched, yellow changed most. Small regions are enlarged underneath."
+        "Map: black untouched, yellow changed most. Small regions are enlarged underneath. On other images "
+        "directions are shifted to the region there."
     )
     head.y = head.write(_MARGIN, head.y, legend, 15, inner, lines=3, colour=_MUTED) + 8
     return head
@@ -208,8 +209,9 @@ def contact_sheet(page: Page) -> bytes:
     """The report's contact sheet as a PNG file.
 
     Per region, the best x-space and the best h-space direction: the region outlined, -/original/+, where the picture
-    changed, and the same direction on up to three other images; small regions enlarged underneath. Images are enlarged
-    up to 3 times without smoothing (64 pixels: twice), and shrunk above 256 pixels. No randomness.
+    changed, and the same direction shifted to the region on up to three other images; small regions enlarged
+    underneath. Images are enlarged up to 3 times without smoothing (64 pixels: twice), and shrunk above 256 pixels. No
+    randomness.
 
     Raises:
         InputError: an image or mask that is none, or whose size does not fit.

@@ -26,6 +26,7 @@ GLOSSARY: list[tuple[str, str]] = [
     ("ROIR", "change outside the region over change inside, on the finished picture; smaller is more local"),
     ("visible strength", "the strength at which the finished change reaches 0.15 root-mean-square inside the region"),
     ("round-trip PSNR", "how well the image survives inversion and back; a badly inverted image is no evidence"),
+    ("transfer", "a direction on another image, shifted from the centre of its home mask to that of the other's mask"),
     ("homogeneity", "how alike a region's directions are on different images"),
 ]
 

@@ -244,6 +244,7 @@ def test_an_image_gets_its_own_directions_first(tmp_path: Path) -> None:
             found = transfer_candidates(catalog, image.image, region.mask, "mouth", 3)
             assert {f.image_id for f in found[:2]} == {image.image_id}
             assert found[0].mask_iou == 1
+            assert found[0].shift == (0, 0)
             assert found[0].image_similarity == pytest.approx(1)
             for f in found:
                 assert f.score == pytest.approx((f.mask_iou + f.image_similarity + f.effect_inside) / 3)
@@ -251,6 +252,16 @@ def test_an_image_gets_its_own_directions_first(tmp_path: Path) -> None:
                 assert f.effect_inside == pytest.approx(float((effect[:, region.mask] ** 2).sum()), abs=2e-3)
             assert {f.kind for f in found} == {"local"}
         assert transfer_candidates(catalog, image.image, region.mask, "mouth", 9, "h", ["singular"])[0].space == "h"
+
+
+def test_candidates_say_how_far_it_is_from_their_home_to_the_new_mask(tmp_path: Path) -> None:
+    chunk = transfer_catalog(tmp_path / "c")
+    mask = np.zeros((16, 16), bool)
+    mask[5:10, 4:8] = True  # three below the homes, which begin at the columns 1, 4, 7 and 10
+    with Catalog.open(tmp_path / "c") as catalog:
+        found = transfer_candidates(catalog, chunk.images[0].image, mask, "mouth", 100)
+    shifts = {f.image_id: f.shift for f in found}
+    assert shifts == {image.image_id: (3 - 3 * i, 3) for i, image in enumerate(chunk.images)}
 
 
 def test_a_new_image_that_does_not_fit_is_refused(tmp_path: Path) -> None:

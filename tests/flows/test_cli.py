@@ -167,7 +167,9 @@ def test_transfer_ranks_directions_for_a_new_picture(mined: Path, tmp_path: Path
     scores = [row["score"] for row in by_own_mask]
     assert scores == sorted(scores, reverse=True)
     assert tiny.run(*asked) == 0
-    assert "transfer candidates" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "transfer candidates" in text
+    assert all("{:+.1f}, {:+.1f}".format(*row["shift"]) in text for row in by_own_mask)
 
 
 def test_publish_pull_and_verify_pass_a_catalog_on(catalog: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -199,6 +201,28 @@ def test_edit_writes_a_picture_that_differs_from_its_reconstruction(
         assert (edited.size, edited.mode) == ((16, 16), "RGB")
     nothing = answer(capsys, *asked, "--direction", f"{direction[:10]}=0")
     assert nothing["change_rms"] == 0
+
+
+def test_edit_says_by_how_much_each_direction_was_shifted(
+    mined: Path, direction: str, tmp_path: Path, capsys: Capture
+) -> None:
+    tiny.photograph(9, (16, 16)).save(tmp_path / "new.png")
+    tiny.box((16, 16), (0.5, 0.5, 0.75, 0.75)).save(tmp_path / "given.png")
+    asked = ("edit", mined / "catalog", "--image", tmp_path / "new.png", "--out", tmp_path / "edited.png",
+             "--direction", f"{direction}=2")  # fmt: skip
+    given = ("--mask", f"eye={tmp_path / 'given.png'}")
+    assert answer(capsys, *asked)["shifts"] == {direction: None}
+    done = answer(capsys, *asked, *given)["shifts"]
+    with Catalog.open(mined / "catalog") as opened:
+        home = opened.mask(opened.direction(direction).image_id, "eye")
+    rows, columns = np.nonzero(home)
+    right, down = 9.5 - columns.mean(), 9.5 - rows.mean()
+    assert isinstance(done, dict)
+    assert done[direction] == pytest.approx([right, down])
+    capsys.readouterr()
+    for options, said in ((given, f"{right:+.1f}, {down:+.1f}"), ((*given, "--no-shift"), "none"), ((), "none")):
+        assert tiny.run(*asked, *options) == 0
+        assert capsys.readouterr().out.endswith(f"{direction[:12]} {said}\n")
 
 
 def test_report_is_one_page_and_one_sheet_without_the_attribute_reader(
@@ -394,6 +418,30 @@ COMMANDS = {
     "an edit over its original": (
         "edit {c} --image {w}/photos/a.png --direction {id}=1 --out {w}/photos/a.png",
         "An edit keeps its original",
+    ),
+    "mask of no region": (
+        "edit {c} --image {w}/photos/a.png --direction {id}=1 --mask {w}/masks/a_eye.png --out {w}/e.png",
+        "expected REGION=PNG, such as mouth=face_mouth.png",
+    ),
+    "mask of a region without a file": (
+        "edit {c} --image {w}/photos/a.png --direction {id}=1 --mask eye= --out {w}/e.png",
+        "--mask: found eye=; expected REGION=PNG",
+    ),
+    "mask of another region": (
+        "edit {c} --image {w}/photos/a.png --direction {id}=1 --mask mouth={w}/masks/a_mouth.png --out {w}/e.png",
+        "a_mouth.png; expected a region of the chosen directions: eye",
+    ),
+    "two masks of a region": (
+        "edit {c} --image {w}/photos/a.png --direction {id}=1 --mask eye=a.png --mask eye=b.png --out {w}/e.png",
+        "--mask: found a.png and b.png; expected one mask of eye",
+    ),
+    "no mask there": (
+        "edit {c} --image {w}/photos/a.png --direction {id}=1 --mask eye={w}/none.png --out {w}/e.png",
+        "none.png, which cannot be read as an image",
+    ),
+    "an edit over its mask": (
+        "edit {c} --image {w}/photos/a.png --direction {id}=1 --out {w}/photos/a_eye.png",
+        "a_eye.png, a mask of the picture; expected another file",
     ),
     "another model": (
         "edit {c} --image {w}/photos/a.png --direction {id}=1 --out {w}/e.png --model {m}",

@@ -240,6 +240,15 @@ def test_a_mask_or_edit_of_another_size_is_refused() -> None:
         dataclasses.replace(triple, original=triple.original.astype(np.float32))
 
 
+def test_a_row_of_other_images_says_that_the_direction_was_shifted() -> None:
+    def words(transfers: int) -> str:
+        row = make_row(make_triple(), words="left_eye", transfers=transfers)
+        return " ".join(parsed(render_html(Page("t", "h", sections=[RegionSection("left_eye", rows=[row])]))).text)
+
+    assert "on other images, shifted to where each has its left eye" in words(1)
+    assert "shifted" not in words(0)
+
+
 def test_the_row_shown_first_is_the_named_and_most_local_one() -> None:
     base = make_triple()
     unnamed = make_row(dataclasses.replace(base, roir_minus=0.01, changes=[]), words="unnamed")
