@@ -46,6 +46,13 @@ class Catalog:
         """Raises NotFoundError (no catalog there) or CatalogError (manifest damaged or of an unknown format)."""
         return cls(Path(folder), manifests.load(Path(folder)))
 
+    def chunk(self, chunk_id: str) -> Catalog:
+        """One committed chunk as a catalog of its own: looking into it reads no other. Raises NotFoundError."""
+        if chunk_id not in self.manifest.chunks:
+            raise NotFoundError("chunk", chunk_id[:100], f"one of the {len(self.manifest.chunks)} of {self.folder}")
+        chunks = {chunk_id: self.manifest.chunks[chunk_id]}
+        return Catalog(self.folder, self.manifest.model_copy(update={"chunks": chunks}))
+
     def close(self) -> None:
         """Close the shards that are held open."""
         while self._files:

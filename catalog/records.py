@@ -63,14 +63,17 @@ class DirectionRecord:
     `preview` uint8 (H, 3 * W, 3): posterior mean in one step at -s, 0 and +s side by side, s the strength at which the
     linear change gain * s is 0.15 root-mean-square inside the region.
     `spectrum` float32: the singular values of the region's operator this direction was taken from.
-    Singular kinds carry sigma, residual (||J^T u - sigma v|| / sigma_1) and converged, and so do local ones found
-    inside the null space; derived kinds (local, joint, individual) carry parents and kept_share. Joint and individual
-    ones carry the evidence of the split they come from: converged, its iterations, and the size of its last change
-    relative to the whole. All carry gain ||M J v||, leakage ||Mc J v||, strength (the lambda or alpha of the visible
-    edit: measured on decoded edits for first directions, scaled by gain for the others) and roir (of the decoded edit,
-    NaN where not measured). `strength_reached` and `strength_limited` say how that measurement ended: within a tenth
-    of the visible change, or weaker at the largest strength tried; both False where it ran out of decodes, None where
-    nothing was measured.
+    Singular kinds carry sigma, residual (||J^T u - sigma v|| / sigma_1), converged, and the certificate that follows:
+    the gap to the nearest other singular value over sigma_1, a bound on the vector's angle to the true one in radians,
+    first and last rank of the cluster it cannot be told apart in, and whether fresh random vectors confirmed that no
+    larger value was missed. So do local ones found inside the null space; derived kinds (local, joint, individual)
+    carry parents and kept_share. Joint and individual ones carry the evidence of the split they come from: converged,
+    its iterations, the size of its last change relative to the whole, the joint rank and the region's individual rank,
+    and the rule that chose them or "given".
+    All carry gain ||M J v||, leakage ||Mc J v||, strength (the lambda or alpha of the visible edit: measured on decoded
+    edits for first directions, scaled by gain for the others) and roir (of the decoded edit, NaN where not measured).
+    `strength_reached` and `strength_limited` say how that measurement ended: within a tenth of the visible change, or
+    weaker at the largest strength tried; both False where it ran out of decodes, None where nothing was measured.
     """
 
     direction_id: str
@@ -92,8 +95,16 @@ class DirectionRecord:
     sigma: float | None = None
     residual: float | None = None
     converged: bool | None = None
+    checked: bool | None = None
+    gap: float | None = None
+    angle: float | None = None
+    cluster_first: int | None = None
+    cluster_last: int | None = None
     iterations: int | None = None
     change: float | None = None
+    joint_rank: int | None = None
+    individual_rank: int | None = None
+    rank_rule: str | None = None
     parents: tuple[str, ...] = ()
     kept_share: float | None = None
     roir_before: float | None = None  # leakage over gain of the parent, before projection

@@ -79,6 +79,16 @@ def _picture(array: np.ndarray, field: str) -> dict[str, Any]:
     return {"bytes": encode_png(array), "path": None}
 
 
+def _check_certificate(row: Mapping[str, Any], field: str) -> None:
+    """Raise CatalogError unless a singular triplet says what its residual proves."""
+    _number(row["gap"], f"{field}: gap", 0.0)
+    _number(row["angle"], f"{field}: angle", 0.0, math.pi / 2)
+    if not isinstance(row["checked"], bool):
+        raise CatalogError(f"{field}: checked", str(row["checked"]), "true or false")
+    _number(row["cluster_first"], f"{field}: cluster_first", 0, row["rank"])
+    _number(row["cluster_last"], f"{field}: cluster_last", row["rank"])
+
+
 def check_evidence(row: Mapping[str, Any], field: str) -> None:
     """Raise CatalogError unless the row of a direction carries the evidence its kind asks for."""
     _number(row["strength"], f"{field}: strength")
@@ -86,7 +96,7 @@ def check_evidence(row: Mapping[str, Any], field: str) -> None:
         _number(row[name], f"{field}: {name}", 0.0)
     if row["kind"] not in KINDS:
         raise CatalogError(f"{field}: kind", repr(row["kind"])[:40], " | ".join(KINDS))
-    triplet = ("sigma", "residual", "converged")
+    triplet = ("sigma", "residual", "converged", "checked", "gap", "angle", "cluster_first", "cluster_last")
     of_svd = row["kind"] == "singular" or (row["kind"] == "local" and any(row[name] is not None for name in triplet))
     of_split = row["kind"] in ("joint", "individual")
     if of_svd:
@@ -94,9 +104,13 @@ def check_evidence(row: Mapping[str, Any], field: str) -> None:
         _number(row["residual"], f"{field}: residual", 0.0)
         if not row["spectrum"]:
             raise CatalogError(f"{field}: spectrum", "nothing", "the singular values it was taken from")
+        _check_certificate(row, field)
     if of_split:
         _number(row["iterations"], f"{field}: iterations", 1)
         _number(row["change"], f"{field}: change", 0.0)
+        for name in ("joint_rank", "individual_rank"):
+            _number(row[name], f"{field}: {name}", 1 if name == f"{row['kind']}_rank" else 0)
+        check_name(row["rank_rule"], f"{field}: rank_rule")
     if (of_svd or of_split) and not isinstance(row["converged"], bool):
         raise CatalogError(f"{field}: converged", str(row["converged"]), "true or false")
     if row["kind"] != "singular":
@@ -127,11 +141,13 @@ def _direction_row(record: DirectionRecord, region_id: str | None, frame: Frame)
         row[name] = int(_number(getattr(record, name), f"{at}: {name}", 0, 2**31 - 1))
     for name in ("strength", "gain", "leakage"):
         row[name] = getattr(record, name)
-    for name in ("sigma", "residual", "change", "kept_share", "roir_before", "roir"):
+    for name in ("sigma", "residual", "gap", "angle", "change", "kept_share", "roir_before", "roir"):
         row[name] = _measured(getattr(record, name), f"{at}: {name}")
-    for name in ("converged", "strength_reached", "strength_limited"):
+    for name in ("converged", "checked", "strength_reached", "strength_limited"):
         row[name] = None if getattr(record, name) is None else bool(getattr(record, name))
-    row["iterations"] = None if record.iterations is None else int(record.iterations)
+    for name in ("iterations", "joint_rank", "individual_rank", "cluster_first", "cluster_last"):
+        row[name] = None if getattr(record, name) is None else int(getattr(record, name))
+    row["rank_rule"] = record.rank_rule
     if record.model != frame.model:
         raise CatalogError(f"{at}: model", record.model, f"the catalog's {frame.model}")
     check_evidence(row, at)
@@ -242,9 +258,11 @@ def to_direction(row: Mapping[str, Any], vector: np.ndarray, effect: np.ndarray,
     """A row of `directions` back to its record; `vector` and `effect` float32 in their shapes."""
     plain = ("direction_id", "image_id", "dataset", "model", "region", "space", "kind", "rank", "timestep")
     measured = ("strength", "gain", "leakage", "sigma", "residual", "converged", "iterations", "change", "kept_share")
+    proven = ("checked", "gap", "angle", "cluster_first", "cluster_last")
+    split = ("joint_rank", "individual_rank", "rank_rule")
     decoded = ("roir_before", "roir", "strength_reached", "strength_limited")
     return DirectionRecord(
-        **{key: row[key] for key in plain + measured + decoded},
+        **{key: row[key] for key in plain + measured + proven + split + decoded},
         vector=vector,
         effect=effect,
         preview=decode_png(row["preview"]["bytes"], f"{name}: preview"),

@@ -1,8 +1,9 @@
 """The main job: a recipe in, a catalog out. Chunks of images are mined one after the other and committed as one each.
 
 A killed run continues where it stopped: chunks are cut from the data set's own order and named by what they hold, so
-the rerun skips what the manifest lists and ends with the same catalog. Failed images are recorded with their reason
-and tried again by the next run; so are files that could not be read, once they are repaired.
+the rerun skips what the manifest lists and ends with the same catalog (with `warm_start`: within the tolerance). Failed
+images are recorded with their reason and tried again by the next run; so are files that could not be read, once they
+are repaired.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from catalog.tables import Frame, check_records
 from catalog.writer import CatalogWriter
 from flows.console import Advance, silent
 from flows.datasets import LoadedDataset, SourceImage, mask_digests
+from flows.neighbours import Neighbours
 from flows.paths import builtin_folder
 from flows.pictures import as_picture
 from flows.ranks import check_ranks
@@ -35,6 +37,7 @@ from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import RhumbError
 from pipeline.images import as_tensor
 from pipeline.inversion import invert, round_trip_psnr
+from pipeline.jacobian import jacobian
 from pipeline.mined import Direction, JiveSettings, LocoSettings, MinedImage, MiningSettings
 from pipeline.mining import linear_strength, mine_image
 from pipeline.models.contract import Denoiser
@@ -43,10 +46,11 @@ from pipeline.models.loading import load_denoiser
 PREVIEWS = 16  # directions previewed in one pass
 CHUNK = 4  # images inverted together and committed together
 BEST_PSNR = 200.0  # dB; an exact round trip has no finite one, and evidence is a number
-METHOD_VERSION = 2  # raised when the same recipe gives other numbers; part of every id
+METHOD_VERSION = 3  # raised when the same recipe gives other numbers; part of every id
 EFFECT_SIZE = 16
 EVIDENCE = ("strength", "strength_reached", "strength_limited", "gain", "leakage", "sigma", "residual", "converged",
-            "iterations", "change", "kept_share", "roir_before", "roir")  # fmt: skip
+            "checked", "gap", "angle", "cluster_first", "cluster_last", "iterations", "change", "joint_rank",
+            "individual_rank", "rank_rule", "kept_share", "roir_before", "roir")  # fmt: skip
 FAILURES = (RhumbError, RuntimeError, ArithmeticError, ValueError)  # of one image; what else goes wrong ends the run
 PACKAGES = ("torch", "diffusers", "numpy", "pyarrow", "faiss-cpu", "prefect", "datasets", "huggingface-hub")
 
@@ -126,6 +130,7 @@ def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
         strength=method.edit.strength,
         tolerance=method.tolerance,
         seed=recipe.seed,
+        memory=method.memory,
     )
 
 
@@ -172,14 +177,23 @@ def chunks_of(images: Sequence[SourceImage]) -> list[list[SourceImage]]:
 
 
 class Miner:
-    """One model bound to one recipe: turns source images into chunks of records."""
+    """One model bound to one recipe: turns source images into chunks of records.
 
-    def __init__(self, recipe: Recipe, denoiser: Denoiser) -> None:
+    `catalog` is where they are committed, which is read where the recipe asks for warm starts.
+    """
+
+    def __init__(self, recipe: Recipe, denoiser: Denoiser, catalog: Path | None = None) -> None:
         self.recipe, self.denoiser = recipe, denoiser
+        self.neighbours = None if catalog is None or not recipe.method.warm_start else Neighbours(catalog)
         self.settings = mining_settings(recipe, denoiser)
+        if recipe.method.memory is not None:  # a budget too small is one error here, not one for every image
+            image = torch.zeros(denoiser.info.image_shape)
+            jacobian(denoiser, image, self.settings.timestep, "x0/x", memory=recipe.method.memory)
 
     def mine(self, images: Sequence[SourceImage], report: MiningReport) -> Chunk:
         """Invert a chunk in one batch and mine each image; failures become records with their reason."""
+        if self.neighbours is not None:
+            self.neighbours.refresh()
         image_records: list[ImageRecord] = []
         regions: list[RegionRecord] = []
         directions: list[DirectionRecord] = []
@@ -242,7 +256,8 @@ class Miner:
 
     def _mine_one(self, image: SourceImage, x_t: torch.Tensor) -> MinedImage:
         masks = {name: torch.from_numpy(mask) for name, mask in image.masks.items()}
-        mined = mine_image(self.denoiser, x_t, masks, self.settings)
+        start = {} if self.neighbours is None else self.neighbours.start(image)
+        mined = mine_image(self.denoiser, x_t, masks, self.settings, start)
         for d in mined.directions:
             if not (math.isfinite(d.strength) and math.isfinite(d.gain) and math.isfinite(d.leakage)):
                 raise ArithmeticError(f"evidence that is not finite for {d.region} {d.space} {d.kind} {d.rank}")
@@ -365,7 +380,7 @@ def mine(
         ConflictError: `out` holds something else, or another process is writing to it.
     """
     started = time.monotonic()
-    miner = Miner(recipe, denoiser)
+    miner = Miner(recipe, denoiser, out)
     check_ranks(recipe, denoiser, data)
     report = MiningReport(out)
     report.skipped = {image.source: "; ".join(image.skipped.values()) for image in data.images if image.skipped}

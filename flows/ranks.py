@@ -30,8 +30,9 @@ def check_ranks(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None
             "Use a smaller one.",
         )
     jive = recipe.method.jive
-    if denoiser.info.bottleneck_shape is not None and jive.individual_rank > jive.rank:
-        raise _too_large("method.jive.individual_rank", jive.individual_rank, jive.rank, "method.jive.rank")
+    own = 0 if jive.individual_rank == "auto" else jive.individual_rank
+    if denoiser.info.bottleneck_shape is not None and own > jive.rank:
+        raise _too_large("method.jive.individual_rank", own, jive.rank, "method.jive.rank")
     for image in data.images:
         _check_x(recipe, denoiser, image)
         if denoiser.info.bottleneck_shape is not None:
@@ -59,7 +60,10 @@ def _check_h(recipe: Recipe, denoiser: Denoiser, image: SourceImage, width: int)
         limit = min(int(mask.sum()) * channels, width)
         if jive.rank > limit:
             raise _too_large("method.jive.rank", jive.rank, limit, f"the size of {name} on {image.source}")
-    taken = jive.individual_rank * (len(blocks) if jive.orthogonal_individuals else 1)
+    if jive.joint_rank == "auto":
+        return
+    own = 0 if jive.individual_rank == "auto" else jive.individual_rank
+    taken = own * (len(blocks) if jive.orthogonal_individuals else 1)
     room = min(len(blocks) * jive.rank, width) - taken
     if jive.joint_rank > room:
         why = f"what ranks {jive.rank} of {len(blocks)} blocks and individual_rank leave room for on {image.source}"

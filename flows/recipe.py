@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from pipeline.errors import InputError
+from pipeline.jive_ranks import Rule
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -67,15 +69,18 @@ class Loco(_Part):
 class Jive(_Part):
     """h-space: SVDs of `rank` per block, then the ranks of the joint and of each individual part.
 
+    `auto` leaves a rank to `rank_rule` (`pipeline.jive_ranks`), which chooses it from each image's blocks, all `rank`
+    rows taken for signal; a region then has as many directions of each kind as its individual rank, at least one.
     `orthogonal_individuals` keeps the regions' individual parts orthogonal to each other too; then the order of the
     regions matters.
     """
 
     rank: int = Field(default=20, ge=1)
-    joint_rank: int = Field(default=30, ge=0)
-    individual_rank: int = Field(default=3, ge=1)
+    joint_rank: Literal["auto"] | Annotated[int, Field(ge=0)] = 30
+    individual_rank: Literal["auto"] | Annotated[int, Field(ge=1)] = 3
     scale: bool = True
     orthogonal_individuals: bool = _quiet(False)
+    rank_rule: Rule = _quiet("permutation")
 
 
 class Edit(_Part):
@@ -103,14 +108,33 @@ class Edit(_Part):
 
 
 class Method(_Part):
-    """Numerical settings: `timestep` as a fraction of T in (0, 1), `tolerance` the residual at which an SVD stops."""
+    """Numerical settings: `timestep` as a fraction of T in (0, 1), `tolerance` the residual at which an SVD stops.
+
+    `memory`: what weights and Jacobian products may take in each process, in bytes or as "4GB"; None is no limit. It
+    belongs to the machine: another budget gives the same directions up to rounding, under the same ids.
+    `warm_start`: searches start from what was found on the nearest image that the catalog already holds. Off by
+    default: on the built-in model it saves at most a tenth of the products in x-space and none in h-space, and results
+    then depend, within the tolerance, on what was committed before. Where a search starts enters ids, as `seed` does.
+    """
 
     timestep: Fraction = 0.35
     inversion_steps: int = Field(default=100, ge=2, le=1000)
     tolerance: float = Field(default=1e-2, gt=0.0, lt=1.0)
+    memory: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude=True)
+    warm_start: bool = _quiet(False)
     loco: Loco = Loco()
     jive: Jive = Jive()
     edit: Edit = Edit()
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _in_bytes(cls, memory: object) -> object:
+        if not isinstance(memory, str):
+            return memory
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", memory.strip())
+        if found is None:
+            raise ValueError("bytes, or a number with kB, MB, GB or TB, such as 4GB")
+        return round(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
     @model_validator(mode="after")
     def _window_below_timestep(self) -> Method:
@@ -203,8 +227,13 @@ def _first_error(error: ValidationError) -> InputError:
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     # pydantic also names the branch of a union that it tried; people wrote no such key.
-    branches = ("builtin", "folder", "literal['visible']", "constrained-float", "float")
-    location = tuple(str(part) for part in problem["loc"] if part not in branches)
+    branches = ("builtin", "folder", "literal['visible']", "constrained-float", "float", "literal['auto']",
+                "constrained-int", "int")  # fmt: skip
+
+    def where(problem: Any) -> tuple[str, ...]:
+        return tuple(str(part) for part in problem["loc"] if part not in branches)
+
+    location = where(problem)
     field = "recipe: " + (".".join(location) or "method")
     if problem["type"] == "extra_forbidden":
         allowed = _keys_beside(tuple(problem["loc"]))
@@ -213,7 +242,9 @@ def _first_error(error: ValidationError) -> InputError:
         return InputError(field, f"the unknown key {location[-1]!r}", f"one of {', '.join(allowed)}", action)
     if problem["type"] == "missing":
         return InputError(field, "nothing", "a value; this key is required")
-    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    beside = [p["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for p in problems
+              if where(p) == location]  # fmt: skip
+    expected = " or ".join(dict.fromkeys(beside))
     found = problem["input"]
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         field, expected = field + ".kind", "'builtin' or 'folder'"

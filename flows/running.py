@@ -21,5 +21,5 @@ def run_mining(recipe: Recipe, out: Path, prefect: bool = False, workers: int | 
             from flows.prefect_flows import mine_with_prefect  # starting Prefect takes seconds: only when asked for
 
             return mine_with_prefect(recipe, out, denoiser, data, advance)
-        runner = in_processes(recipe, count) if count > 1 else run_directly
+        runner = in_processes(recipe, count, out) if count > 1 else run_directly
         return mine(recipe, out, denoiser, data, runner, advance)

@@ -32,7 +32,7 @@ _LAYERS = 400  # largest layer outputs held at a peak of mining: 170 to 360 meas
 _FREE_SHARE = 0.8  # of the memory that is free
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
 
-_recipe: Recipe | None = None
+_job: tuple[Recipe, Path | None] | None = None
 _miner: Miner | None = None
 
 
@@ -92,15 +92,16 @@ def _text(path: Path) -> str:
         return ""
 
 
-def in_processes(recipe: Recipe, workers: int) -> Runner:
+def in_processes(recipe: Recipe, workers: int, catalog: Path | None = None) -> Runner:
     """The runner that mines chunks in `workers` processes; results come in the order they are ready.
 
-    What goes wrong in a worker, loading the model included, is raised here as the error it is.
+    `catalog` is where the parent commits them, for warm starts. What goes wrong in a worker, loading the model
+    included, is raised here as the error it is.
     """
 
     def run(_: MineChunk, chunks: Sequence[Sequence[SourceImage]]) -> Iterator[MinedChunk]:
         context = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pool
-        pool = ProcessPoolExecutor(workers, context, _start, (recipe, os.getpid()))
+        pool = ProcessPoolExecutor(workers, context, _start, (recipe, catalog, os.getpid()))
         try:
             for future in as_completed([pool.submit(_mine, chunk) for chunk in chunks]):
                 yield future.result()
@@ -119,14 +120,14 @@ def in_processes(recipe: Recipe, workers: int) -> Runner:
     return run
 
 
-def _start(recipe: Recipe, parent: int) -> None:
+def _start(recipe: Recipe, catalog: Path | None, parent: int) -> None:
     """Prepare a worker. The model is loaded with the first chunk: an error here would only break the pool."""
-    global _recipe
+    global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    _recipe = recipe
+    _job = recipe, catalog
 
 
 def _end_with(parent: int) -> None:
@@ -137,8 +138,9 @@ def _end_with(parent: int) -> None:
 
 def _mine(chunk: Sequence[SourceImage]) -> MinedChunk:
     global _miner
-    if _recipe is None:
+    if _job is None:
         raise RuntimeError("a mining worker was used before it was started")
     if _miner is None:
-        _miner = Miner(_recipe, open_model(model_place(_recipe)))
+        recipe, catalog = _job
+        _miner = Miner(recipe, open_model(model_place(recipe)), catalog)
     return _miner.mine_chunk(chunk)

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from pipeline.errors import InputError
+from pipeline.jive_ranks import RankChoice, choose_ranks
+from pipeline.jive_rounds import Rounds, check_blocks, null_level, truncate
 from pipeline.svd import canonical_sign
 
-# Relative to a block's norm: singular values below it are rounding of the given numbers.
-_NULL = {torch.float64: 1e-12}
-_NULL_SINGLE = 2e-6
-_PLAIN_ROUNDS = 20  # before momentum sets in
 _Spectrum = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -37,6 +35,7 @@ class JiveResult:
     was divided by. `residual`: ||X - C - A|| / ||X|| of the stacked, scaled blocks; `change`: size of the last step
     relative to ||X||.
     `joint_shares`, `individual_shares` (b,): ||C_i||^2 / ||X_i||^2 and ||A_i||^2 / ||X_i||^2.
+    `ranks`: the ranks used, and the rule that chose them with what it compared ("given" where both were).
     """
 
     joint: tuple[torch.Tensor, ...]
@@ -54,6 +53,12 @@ class JiveResult:
     converged: bool
     joint_shares: torch.Tensor
     individual_shares: torch.Tensor
+    ranks: RankChoice
+
+    @property
+    def explained_variance(self) -> dict[str, torch.Tensor]:
+        """Shares (b,) of every block's squared norm that its joint and its individual part hold."""
+        return {"joint": self.joint_shares, "individual": self.individual_shares}
 
     def joint_directions(self, block: int) -> torch.Tensor:
         """Right singular vectors (<= r_C, D) of C_i with sigma > 0, strongest first: what the block shares."""
@@ -65,53 +70,63 @@ class JiveResult:
 
 
 def jive(
-    blocks: Sequence[torch.Tensor],
-    joint_rank: int,
-    individual_ranks: Sequence[int],
+    blocks: Sequence[torch.Tensor | np.ndarray],
+    joint_rank: int | None = None,
+    individual_ranks: Sequence[int] | None = None,
     *,
+    choice: RankChoice | None = None,
+    center: bool = False,
     scale: bool = True,
     orthogonal_individuals: bool = False,
     tolerance: float = 1e-6,
     max_iterations: int = 3000,
     compress: bool = True,
-    start: Literal["zero", "r.jive"] | None = None,
 ) -> JiveResult:
-    """Split blocks into joint and individual parts of given ranks.
+    """Split blocks into joint and individual parts, of given ranks or of ranks chosen from the blocks.
 
-    Rows are not centred: they are vectors sigma v^T, not variables measured on D samples. Who wants r.jive's centring
-    subtracts the row means first. The tiny problem is solved in float64.
+    The tiny problem is solved in float64. No randomness but in the choice of ranks.
 
     Args:
-        blocks: at least two matrices (r_i, D), same D, finite, none all zero.
-        joint_rank: r_C, 0 to rank of the space.
-        individual_ranks: r_A,i per block; r_C + r_A,i (with `orthogonal_individuals`, r_C + sum r_A,i) must fit.
+        blocks: at least two matrices (r_i, D), same D, finite, none all zero; tensors or arrays.
+        joint_rank: r_C, 0 to rank of the space. Left out: that of `choice`.
+        individual_ranks: r_A,i per block; r_C + r_A,i (with `orthogonal_individuals`, r_C + sum r_A,i) must fit. Left
+            out: those of `choice`, each as far as a given `joint_rank` leaves room.
+        choice: ranks chosen beforehand. Left out where it is needed: `choose_ranks` with its defaults and this `scale`,
+            which takes the blocks for signal plus white noise.
+        center: subtract each row's mean first, as r.jive does for variables measured on D samples; the parts are then
+            those of the centred blocks. Off, as rows sigma v^T of an SVD are vectors and have no mean to lose.
         scale: divide each block by its Frobenius norm first, or a large region dominates.
-        orthogonal_individuals: r.jive's orthIndiv: individual row spaces orthogonal to each other too; then the order
-            of the blocks matters.
+        orthogonal_individuals: r.jive's orthIndiv: individual row spaces orthogonal to each other too. Then the order
+            of the blocks matters, and so does where the individual parts start: as in r.jive, which defines the
+            answer, at entries of -1 in its own units. Otherwise they start at zero.
         tolerance: stop when the joint and the individual parts both change by at most this, relative to ||X||.
         max_iterations: `converged` is False when it is reached.
         compress: iterate in the row space of the stacked blocks; False works at full width (for checks only).
-        start: individual parts before the first round. "zero" is the natural one. "r.jive" is what the published
-            package does: every entry -1 in its own units. Left out, it is "r.jive" with `orthogonal_individuals`,
-            whose answer depends on the start and is so defined by that package, and "zero" without.
 
     Returns:
-        The parts with their evidence. No randomness.
+        The parts with their evidence.
 
     Raises:
-        InputError: fewer than two blocks, mismatching widths, NaN, a zero block, or ranks larger than the space.
+        InputError: fewer than two blocks, mismatching widths, NaN, a zero block, ranks larger than the space, or ranks
+            that cannot be chosen.
     """
-    ranks = list(individual_ranks)
-    _validate(blocks, joint_rank, ranks, orthogonal_individuals)
+    rows = [torch.as_tensor(block) for block in blocks]
+    check_blocks(rows)
+    if center:
+        rows = [block - block.mean(dim=1, keepdim=True) for block in rows]
+        check_blocks(rows)
     if not (tolerance > 0 and max_iterations >= 1):
         raise InputError("tolerance, max_iterations", (tolerance, max_iterations), "a positive number, at least 1")
-    heights = [len(block) for block in blocks]
-    stacked = torch.cat([block.double() for block in blocks])  # (R, D)
+    used = _ranks(rows, joint_rank, individual_ranks, choice, scale)
+    _validate(rows, used.joint_rank, list(used.individual_ranks), orthogonal_individuals)
+    ranks = list(used.individual_ranks)
+    heights = [len(block) for block in rows]
+    stacked = torch.cat([block.double() for block in rows])  # (R, D)
     norms = torch.stack([part.norm() for part in stacked.split(heights)])
     scales = norms if scale else torch.ones_like(norms)
     stacked = stacked / torch.cat([s.expand(h) for s, h in zip(scales, heights, strict=True)])[:, None]
     entry = 0.0
-    if start == "r.jive" or (start is None and orthogonal_individuals):
+    if orthogonal_individuals:
         entry = -math.sqrt(stacked.numel()) if scale else -1.0  # it divides scaled blocks by this root too
         stacked = torch.cat([stacked, torch.full_like(stacked[:1], entry)])  # the start must survive compression
     if compress:
@@ -120,25 +135,33 @@ def jive(
     else:
         basis = None
     first = stacked[sum(heights) :] if entry else torch.zeros_like(stacked[:1])
-    state = _Iteration(list(stacked[: sum(heights)].split(heights)), joint_rank, ranks, orthogonal_individuals, first)
+    state = Rounds(list(stacked[: sum(heights)].split(heights)), used.joint_rank, ranks, orthogonal_individuals, first)
     iterations, converged = state.run(tolerance, max_iterations)
-    return _result(state, basis, scales, blocks[0], iterations, converged)
+    return _result(state, basis, scales, rows[0], iterations, converged, used)
+
+
+def _ranks(
+    blocks: Sequence[torch.Tensor],
+    joint_rank: int | None,
+    individual_ranks: Sequence[int] | None,
+    choice: RankChoice | None,
+    scale: bool,
+) -> RankChoice:
+    """The ranks to use: those given, and for the others those of `choice`, made here where there is none."""
+    if joint_rank is not None and individual_ranks is not None:
+        return RankChoice(joint_rank, tuple(individual_ranks), "given")
+    choice = choice or choose_ranks(blocks, scale=scale)
+    joint = choice.joint_rank if joint_rank is None else joint_rank
+    room = min(sum(len(block) for block in blocks), blocks[0].shape[1]) - joint
+    if individual_ranks is None:
+        individual_ranks = [max(0, min(rank, room)) for rank in choice.individual_ranks]
+    return replace(choice, joint_rank=joint, individual_ranks=tuple(individual_ranks))
 
 
 def _validate(blocks: Sequence[torch.Tensor], joint_rank: int, ranks: list[int], orthogonal: bool) -> None:
-    if len(blocks) < 2:
-        raise InputError("blocks", len(blocks), "at least two: with one there is nothing to be joint with")
-    widths = {block.shape[1] if block.ndim == 2 else -1 for block in blocks}
-    if len(widths) != 1 or -1 in widths:
-        raise InputError("blocks", [tuple(block.shape) for block in blocks], "matrices (r_i, D) of one width D")
-    for i, block in enumerate(blocks):
-        if not bool(torch.isfinite(block).all()):
-            raise InputError(f"block {i}", "NaN or infinite entries", "finite numbers")
-        if not bool(block.any()):
-            raise InputError(f"block {i}", "only zeros", "at least one non-zero entry", "Leave this region out")
     if len(ranks) != len(blocks):
         raise InputError("individual_ranks", len(ranks), f"one rank for each of {len(blocks)} blocks")
-    space = min(sum(len(block) for block in blocks), widths.pop())
+    space = min(sum(len(block) for block in blocks), blocks[0].shape[1])
     if not 0 <= joint_rank <= space:
         raise InputError("joint_rank", joint_rank, f"0 to {space}, the rank of the stacked blocks")
     for i, (rank, block) in enumerate(zip(ranks, blocks, strict=True)):
@@ -149,98 +172,14 @@ def _validate(blocks: Sequence[torch.Tensor], joint_rank: int, ranks: list[int],
         raise InputError("individual_ranks", ranks, f"a sum of at most {space - joint_rank} when orthogonal")
 
 
-def _truncate(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rank-`rank` SVD (u, sigma, vt) of a small matrix."""
-    u, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return u[:, :rank], sigma[:rank], vt[:rank]
-
-
-def _without(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """matrix (I - rows^T rows)."""
-    return matrix - (matrix @ rows.T) @ rows
-
-
-class _Iteration:
-    """Alternating estimates of the joint and the individual parts, in the order and with the start of r.jive.
-
-    Joint: rank-r_C SVD of the stacked X_i - A_i. Individual: rank-r_A,i SVD of (X_i - C_i)(I - V_C V_C^T), and with
-    `orthogonal` also outside the other blocks' current individual row spaces, block after block.
-    """
-
-    def __init__(
-        self, blocks: list[torch.Tensor], joint_rank: int, ranks: list[int], orthogonal: bool, start: torch.Tensor
-    ) -> None:
-        self.blocks, self.joint_rank, self.ranks, self.orthogonal = blocks, joint_rank, ranks, orthogonal
-        self.heights = [len(block) for block in blocks]
-        self.total = torch.cat(blocks)
-        self.joint = torch.zeros_like(self.total)
-        self.individual = start.expand_as(self.total)
-        self.joint_basis = self.total[:0]
-        self.joint_sigma = self.total[:0, 0]
-        self.bases: list[torch.Tensor] = []
-        self.change = math.inf
-
-    def run(self, tolerance: float, max_iterations: int) -> tuple[int, bool]:
-        """Iterate; returns the number of iterations and whether both parts have settled.
-
-        Where neighbouring ranks explain nearly as much, the plain rounds creep for ten thousand steps. Momentum
-        (Nesterov 1983), begun anew whenever the residual rises (O'Donoghue & Candes 2015), ends at the same fixed
-        point in a twentieth of them. With `orthogonal` the answer depends on the path, so the path stays r.jive's.
-        """
-        size, run_up, last = float(self.total.norm()), 0, math.inf
-        given = self.individual  # what a round starts from: the last individual parts, thrown forward
-        for iteration in range(max_iterations):
-            before = self.joint, self.individual
-            self._round(given, first=iteration == 0)
-            steps = float((self.joint - before[0]).norm()), float((self.individual - given).norm())
-            self.change = max(steps) / size
-            if iteration > 0 and self.change <= tolerance:
-                return iteration + 1, True
-            residual = float((self.total - self.joint - self.individual).norm())
-            calm = iteration >= _PLAIN_ROUNDS and residual <= last * (1 + 1e-12) and not self.orthogonal
-            run_up, last = run_up + 1 if calm else 0, residual
-            given = self.individual + run_up / (run_up + 3) * (self.individual - before[1])
-        return max_iterations, False
-
-    def _round(self, individual: torch.Tensor, first: bool) -> None:
-        """The joint part of what `individual` leaves, and the individual parts of what that leaves."""
-        u, self.joint_sigma, self.joint_basis = _truncate(self.total - individual, self.joint_rank)
-        self.joint = (u * self.joint_sigma) @ self.joint_basis
-        self.individual = torch.cat(self._individuals(first))
-
-    def _individuals(self, first: bool) -> list[torch.Tensor]:
-        parts = []
-        rests = [x - c for x, c in zip(self.blocks, self.joint.split(self.heights), strict=True)]
-        for i, (rest, rank) in enumerate(zip(rests, self.ranks, strict=True)):
-            rest = _without(rest, self.joint_basis)
-            if self.orthogonal and not first:
-                for j, rows in enumerate(self.bases):
-                    rest = rest if j == i else _without(rest, rows)
-            u, sigma, vt = _truncate(rest, rank)
-            if first:
-                self.bases.append(vt)
-            else:
-                self.bases[i] = vt
-            parts.append((u * sigma) @ vt)
-        return self._separated(parts) if self.orthogonal and first else parts
-
-    def _separated(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The first orthogonal round: each part leaves the others' row spaces only after all are known."""
-        for i, part in enumerate(parts):
-            for j, rows in enumerate(self.bases):
-                part = part if j == i else _without(part, rows)
-            parts[i] = part
-        self.bases = [_truncate(part, rank)[2] for part, rank in zip(parts, self.ranks, strict=True)]
-        return parts
-
-
 def _result(
-    state: _Iteration,
+    state: Rounds,
     basis: torch.Tensor | None,
     scales: torch.Tensor,
     like: torch.Tensor,
     iterations: int,
     converged: bool,
+    used: RankChoice,
 ) -> JiveResult:
     """Back from the compressed space: widen rows, undo the block scales, fix signs."""
 
@@ -248,8 +187,8 @@ def _result(
         return (rows if basis is None else rows @ basis.T).to(like.dtype)
 
     def spectrum(part: torch.Tensor, rank: int, factor: torch.Tensor, size: torch.Tensor) -> _Spectrum:
-        _, sigma, vt = _truncate(part, rank)
-        real = sigma > _NULL.get(like.dtype, _NULL_SINGLE) * size
+        _, sigma, vt = truncate(part, rank)
+        real = sigma > null_level(like.dtype) * size
         return canonical_sign(widen(vt * real[:, None])), (sigma * real * factor).to(like.dtype)
 
     parts, shared = state.individual.split(state.heights), state.joint.split(state.heights)
@@ -278,4 +217,5 @@ def _result(
         converged=converged,
         joint_shares=shares[0],
         individual_shares=shares[1],
+        ranks=used,
     )

@@ -17,7 +17,8 @@ from pipeline.directions import MINIMAL_KEPT_SHARE, loco_inside, null_space_proj
 from pipeline.editing import decode
 from pipeline.errors import InputError
 from pipeline.jacobian import jacobian
-from pipeline.jive import jive
+from pipeline.jive import JiveResult, jive
+from pipeline.jive_ranks import choose_ranks
 from pipeline.metrics import VisibleStrength, visible_strength
 from pipeline.mined import Direction, JiveSettings, LocoSettings, MinedImage, MiningSettings
 from pipeline.models.contract import Denoiser
@@ -54,6 +55,11 @@ def _triplet(svd: TruncatedSVD, rank: int) -> dict[str, Any]:
         "sigma": float(svd.sigma[rank]),
         "residual": float(svd.residuals[rank]),
         "converged": bool(svd.converged[rank]),
+        "checked": svd.checked,
+        "gap": float(svd.certificate.gap[rank]),
+        "angle": float(svd.certificate.angle[rank]),
+        "cluster_first": int(svd.certificate.first[rank]),
+        "cluster_last": int(svd.certificate.last[rank]),
     }
 
 
@@ -78,6 +84,7 @@ def mine_local(
     settings: MiningSettings,
     loco: LocoSettings,
     refused: dict[str, str],
+    start: torch.Tensor | None = None,
 ) -> list[Direction]:
     """LOCO: singular directions of every region in x-space, and "local" ones in the null space of everything else.
 
@@ -93,6 +100,7 @@ def mine_local(
         generator=torch.Generator().manual_seed(settings.seed),
         tolerance=dict.fromkeys(masks, settings.tolerance)
         | dict.fromkeys(complements, NULL_SPACE_TOLERANCE * settings.tolerance),
+        start=start,
     )
     found: list[Direction] = []
     for region, mask in masks.items():
@@ -173,7 +181,11 @@ def _inside(
 
 
 def mine_components(
-    operator: LinearOperator, masks: Mapping[str, torch.Tensor], settings: MiningSettings, ranks: JiveSettings
+    operator: LinearOperator,
+    masks: Mapping[str, torch.Tensor],
+    settings: MiningSettings,
+    ranks: JiveSettings,
+    start: torch.Tensor | None = None,
 ) -> list[Direction]:
     """Plain region SVDs in h-space, and JIVE's joint and individual components across regions.
 
@@ -190,20 +202,17 @@ def mine_components(
         dict.fromkeys(blocks, ranks.rank),
         generator=torch.Generator().manual_seed(settings.seed + 1),
         tolerance=settings.tolerance,
+        start=start,
     )
     stacked = [svds[name].sigma[:, None] * svds[name].v.flatten(1) for name in blocks]
-    split = jive(
-        stacked,
-        ranks.joint_rank,
-        [ranks.individual_rank] * len(stacked),
-        scale=ranks.scale,
-        orthogonal_individuals=ranks.orthogonal_individuals,
-    )
+    split = _split(stacked, ranks, settings)
     found: list[Direction] = []
     for i, region in enumerate(blocks):
         if region == REST:
             continue
-        singular = _singular(region, "h", svds[region], ranks.individual_rank)
+        individual_rank = split.ranks.individual_ranks[i]
+        count = max(1, individual_rank)
+        singular = _singular(region, "h", svds[region], count)
         found += singular
         parents = tuple(direction.rank for direction in singular)
         components: tuple[tuple[Literal["joint", "individual"], torch.Tensor], ...] = (
@@ -211,7 +220,7 @@ def mine_components(
             ("individual", split.individual_directions(i)),
         )
         for kind, rows in components:
-            for rank, row in enumerate(rows[: ranks.individual_rank]):
+            for rank, row in enumerate(rows[:count]):
                 vector = row.view(operator.shape_in).to(operator.dtype)
                 found.append(
                     Direction(
@@ -224,11 +233,33 @@ def mine_components(
                         converged=split.converged,
                         iterations=split.iterations,
                         change=split.change,
+                        joint_rank=split.ranks.joint_rank,
+                        individual_rank=individual_rank,
+                        rank_rule=split.ranks.rule,
                         parents=parents,
                         kept_share=min(1.0, float((svds[region].v.flatten(1) @ vector.flatten()).norm())),
                     )
                 )
     return found
+
+
+def _split(blocks: list[torch.Tensor], ranks: JiveSettings, settings: MiningSettings) -> JiveResult:
+    """JIVE of truncated SVDs (rank, D), whose rows are all signal: what was cut off is no noise in them."""
+    joint = None if ranks.joint_rank == "auto" else ranks.joint_rank
+    individual = None if ranks.individual_rank == "auto" else [ranks.individual_rank] * len(blocks)
+    choice = None
+    if joint is None or individual is None:
+        generator = torch.Generator().manual_seed(settings.seed + 2)
+        signal = [len(block) for block in blocks]
+        choice = choose_ranks(blocks, ranks.rank_rule, generator=generator, signal_ranks=signal, scale=ranks.scale)
+    return jive(
+        blocks,
+        joint,
+        individual,
+        choice=choice,
+        scale=ranks.scale,
+        orthogonal_individuals=ranks.orthogonal_individuals,
+    )
 
 
 def measure(
@@ -338,7 +369,11 @@ def _settled_roir(result: VisibleStrength, case: int) -> float:
 
 
 def mine_image(
-    denoiser: Denoiser, x_t: torch.Tensor, masks: Mapping[str, torch.Tensor], settings: MiningSettings
+    denoiser: Denoiser,
+    x_t: torch.Tensor,
+    masks: Mapping[str, torch.Tensor],
+    settings: MiningSettings,
+    start: Mapping[str, torch.Tensor] | None = None,
 ) -> MinedImage:
     """All directions of one image.
 
@@ -347,23 +382,27 @@ def mine_image(
         x_t: (C, H, W) latent at `settings.timestep`, from DDIM inversion.
         masks: region name -> bool (H, W).
         settings: ranks, tolerance, seed. The only randomness is the start of the SVDs, from `settings.seed`.
+        start: space ("x", "h") -> vectors (k, *shape of the space) that its SVDs start from instead of random ones
+            (`pipeline.warm`); results depend on them within the tolerance only.
 
     Raises:
-        InputError: an empty mask, a mask of another size, a rank larger than the space.
+        InputError: an empty mask, a mask of another size, a rank larger than the space, a start of another shape.
     """
     check_masks(masks, (x_t.shape[-2], x_t.shape[-1]))
     network = denoiser.differentiable()
     masks = {name: mask.to(x_t.device) for name, mask in masks.items()}
     found: list[Direction] = []
     refused: dict[str, str] = {}
-    spent = Products()
+    spent, start = Products(), start or {}
     if settings.loco is not None:
-        operator = jacobian(network, x_t, settings.timestep, "x0/x")
-        found += measure(operator, mine_local(operator, masks, settings, settings.loco, refused), masks)
-        spent = Products(spent.jvp + operator.products.jvp, spent.vjp + operator.products.vjp)
+        operator = jacobian(network, x_t, settings.timestep, "x0/x", memory=settings.memory)
+        local = mine_local(operator, masks, settings, settings.loco, refused, start.get("x"))
+        found += measure(operator, local, masks)
+        spent = spent + operator.products
     if settings.jive is not None:
-        operator = jacobian(network, x_t, settings.timestep, "x0/h")
-        found += measure(operator, mine_components(operator, masks, settings, settings.jive), masks)
-        spent = Products(spent.jvp + operator.products.jvp, spent.vjp + operator.products.vjp)
+        operator = jacobian(network, x_t, settings.timestep, "x0/h", memory=settings.memory)
+        components = mine_components(operator, masks, settings, settings.jive, start.get("h"))
+        found += measure(operator, components, masks)
+        spent = spent + operator.products
     calibrated = calibrate(denoiser, x_t, found, masks, settings)
     return MinedImage(tuple(calibrated), spent, refused)

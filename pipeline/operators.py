@@ -10,14 +10,21 @@ import torch
 
 @dataclass
 class Products:
-    """How many single-vector products were spent: the cost unit of everything that follows."""
+    """How many single-vector products were spent: the cost unit of everything that follows.
+
+    `recomputed` counts forward passes of one image made again because the graph of a VJP did not fit in memory.
+    """
 
     jvp: int = 0
     vjp: int = 0
+    recomputed: int = 0
 
     @property
     def total(self) -> int:
         return self.jvp + self.vjp
+
+    def __add__(self, other: Products) -> Products:
+        return Products(self.jvp + other.jvp, self.vjp + other.vjp, self.recomputed + other.recomputed)
 
 
 class LinearOperator(Protocol):

@@ -5,7 +5,10 @@ a mask only selects rows of Y: Rayleigh-Ritz for every M_i costs no product at a
 A^T M_i u - sigma v do need A^T. They come from a second orthonormal basis P of the output space with Z = A^T P: of all
 left vectors only what P does not hold yet is multiplied, compressed to its leading directions first. Q grows by the
 leading directions of the residuals not yet converged, which for one operator and one block is block Golub-Kahan with
-full re-orthogonalisation (Golub and Kahan 1965; Musco and Musco 2015 for the randomised start).
+full re-orthogonalisation (Golub and Kahan 1965; Musco and Musco 2015 for the randomised start). The start is as small
+as one vector per mask: every product buys most when it deepens the Krylov space (Chen, Epperly, Meyer, Musco and Rao
+2025). What a small start may miss, a second copy of a multiple singular value, fresh random vectors look for before
+the search ends.
 
 Memory: (m + l) * (prod(shape_in) + prod(shape_out)) numbers of 4 bytes (8 for float64 operators) for m right and l
 left basis vectors, each about `max_basis` at most: 39 MB for 200 + 200 vectors of a 3x64x64 to 3x64x64 operator.
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.certificate import Certificate, certify
 from pipeline.errors import InputError
 from pipeline.operators import LinearOperator, Products
 
@@ -26,6 +30,9 @@ _FINE = 0.5  # share of a tolerance that the unseen part of a residual may take
 _EXPAND = 0.5  # residual directions below this share of the tolerance are not worth a product
 _DROP = 0.3  # directions this much weaker than the strongest one wait for a later round
 _LARGE = 0.5  # masks over this share of the output are served by the common random start
+_ADJOINT = 0.1  # relative difference between u^T (A v) and (A^T u)^T v that no rounding explains
+_RISE = 0.25  # a wanted value that fresh vectors raise by more than this share of its tolerance hides a missed one
+_POWER = 2  # passes A^T, A that fresh vectors take before they are compared with what was found
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class TruncatedSVD:
     `residuals` (r,) is ||A^T u - sigma v|| / sigma_1: the part of A^T u computed with products, plus an estimate of
     what the rest can add at most. The other residual, ||A v - sigma u||, is zero up to rounding by construction.
     `converged` (r,) says residual <= tolerance: close to a singular triplet, not proof that no larger one was missed.
+    `checked`: fresh random vectors, taken after convergence, raised no wanted value by a quarter of its tolerance.
+    `certificate`: what residuals and gaps prove about the vectors; values beyond rank r are known as Ritz values only.
     Where the operator has numerical rank below r, the last triplets have sigma = 0, u = 0 and `null` True.
     `products`: everything spent, one count shared by all results of a `masked_svds` call.
     """
@@ -46,6 +55,8 @@ class TruncatedSVD:
     residuals: torch.Tensor
     converged: torch.Tensor
     tolerance: float
+    checked: bool
+    certificate: Certificate
     products: Products
 
     @property
@@ -73,7 +84,8 @@ def truncated_svd(
     generator: torch.Generator,
     tolerance: float = 1e-2,
     max_products: int | None = None,
-    oversample: int = 2,
+    block: int = 2,
+    probes: int = 2,
     start: torch.Tensor | None = None,
 ) -> TruncatedSVD:
     """Leading `rank` singular triplets of `op`, randomised block Krylov with residual stopping.
@@ -84,17 +96,19 @@ def truncated_svd(
         generator: the only source of randomness (start block).
         tolerance: largest residual relative to sigma_1 that counts as converged.
         max_products: budget of JVPs + VJPs; the default is 100 + 40 * rank.
-        oversample: extra random vectors in the start block.
-        start: optional right vectors (k, *shape_in) expected to be near the answer, e.g. of a neighbouring timestep.
+        block: random vectors in the start block.
+        probes: fresh random vectors that look for missed triplets at the end; 0 leaves that out.
+        start: right vectors (k, *shape_in) near the answer, weighted by their norms, instead of the random block.
 
     Returns:
         The triplets with their evidence; nothing is hidden when the budget runs out: `converged` is False then.
 
     Raises:
-        InputError: rank, tolerance, budget or start do not fit, or the operator returns values that are not finite.
+        InputError: rank, tolerance, budget or start do not fit, or the operator returns values that are not finite, or
+            transposed products that belong to another operator.
     """
     wanted = _Wanted("operator", None, rank, tolerance)
-    search = _Search(op, [wanted], generator, max_products, oversample, None)
+    search = _Search(op, [wanted], generator, max_products, (block, probes), None)
     search.run(start)
     return search.result(wanted)
 
@@ -107,7 +121,8 @@ def masked_svds(
     generator: torch.Generator,
     tolerance: float | Mapping[str, float] = 1e-2,
     max_products: int | None = None,
-    oversample: int = 2,
+    block: int = 1,
+    probes: int = 1,
     max_basis: int | None = None,
     start: torch.Tensor | None = None,
 ) -> dict[str, TruncatedSVD]:
@@ -120,9 +135,10 @@ def masked_svds(
         generator: the only source of randomness (start block).
         tolerance: one for all or one per name, relative to that mask's own sigma_1.
         max_products: budget of JVPs + VJPs for all masks together; the default is 100 + 40 * (sum of ranks).
-        oversample: extra random vectors per small mask in the start block.
+        block: random vectors in the start block for each small mask, and as many for all large ones together.
+        probes: fresh random vectors, counted likewise, that look for missed triplets at the end; 0 leaves that out.
         max_basis: most right (and left) basis vectors held; the default is 64 + 2 * (sum of ranks).
-        start: optional right vectors (k, *shape_in) expected to be near the answer.
+        start: right vectors (k, *shape_in) near the answer, weighted by their norms, instead of the random block.
 
     Returns:
         One result per mask, in the order of `masks`; all hold the same `products`.
@@ -142,7 +158,7 @@ def masked_svds(
         limit = tolerance if isinstance(tolerance, int | float) else tolerance.get(name, math.nan)
         weights = mask.to(device=op.device, dtype=torch.float64).expand(op.shape_out).flatten()
         wanted.append(_Wanted(name, weights, ranks[name], limit))
-    search = _Search(op, wanted, generator, max_products, oversample, max_basis)
+    search = _Search(op, wanted, generator, max_products, (block, probes), max_basis)
     search.run(start)
     return {item.name: search.result(item) for item in wanted}
 
@@ -156,6 +172,7 @@ class _Wanted:
         self.gram = torch.zeros(0, 0, dtype=torch.float64)
         self.sigma = torch.zeros(0, dtype=torch.float64)  # (rank,)
         self.coefficients = torch.zeros(0, 0, dtype=torch.float64)  # (rank, m): v = coefficients @ Q
+        self.next = torch.zeros(0, dtype=torch.float64), self.coefficients  # the triplet after the wanted, if any
 
     def validate(self, n_in: int, n_out: int) -> None:
         rows = n_out if self.support is None else len(self.support)
@@ -181,14 +198,23 @@ class _Wanted:
     def ritz(self, null: float) -> None:
         """Rayleigh-Ritz on the basis; values under `null` * sigma_1 are rounding and become exact zeros."""
         values, vectors = torch.linalg.eigh(self.gram)
-        sigma = values.flip(0).clamp(min=0.0).sqrt()[: self.rank]
-        self.sigma = torch.where(sigma > null * sigma[0], sigma, 0.0)
-        self.coefficients = vectors.flip(1).T[: self.rank]
+        sigma = values.flip(0).clamp(min=0.0).sqrt()[: self.rank + 1]
+        sigma = torch.where(sigma > null * sigma[0], sigma, 0.0)
+        rows = vectors.flip(1).T
+        self.sigma, self.coefficients = sigma[: self.rank], rows[: self.rank]
+        self.next = sigma[self.rank :], rows[self.rank : self.rank + 1]
 
     def left(self, y: torch.Tensor) -> torch.Tensor:
         """Left vectors u (rank, n_out); zero for null triplets."""
-        scale = torch.where(self.sigma > 0, 1.0 / self.sigma.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-        return self.masked((self.coefficients * scale[:, None]).to(y.dtype) @ y)
+        return self._left(self.sigma, self.coefficients, y)
+
+    def next_left(self, y: torch.Tensor) -> torch.Tensor:
+        """Left vector (0 or 1, n_out) of the triplet after the wanted ones."""
+        return self._left(*self.next, y)
+
+    def _left(self, sigma: torch.Tensor, coefficients: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        scale = torch.where(sigma > 0, 1.0 / sigma.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        return self.masked((coefficients * scale[:, None]).to(y.dtype) @ y)
 
     def masked(self, rows: torch.Tensor) -> torch.Tensor:
         """M rows (k, n_out)."""
@@ -227,18 +253,21 @@ class _Search:
         wanted: list[_Wanted],
         generator: torch.Generator,
         max_products: int | None,
-        oversample: int,
+        randoms: tuple[int, int],
         max_basis: int | None,
     ) -> None:
-        self.op, self.wanted, self.generator, self.oversample = op, wanted, generator, oversample
+        self.op, self.wanted, self.generator = op, wanted, generator
+        self.block, self.probes = randoms
         self.n_in, self.n_out = math.prod(op.shape_in), math.prod(op.shape_out)
         for item in wanted:
             item.validate(self.n_in, self.n_out)
         total = sum(item.rank for item in wanted)
         self.most = max(item.rank for item in wanted)
         self.max_basis = 64 + 2 * total if max_basis is None else max_basis
-        if self.max_basis < 2 * self.most or oversample < 0:
-            raise InputError("max_basis, oversample", (self.max_basis, oversample), f"at least {2 * self.most} and 0")
+        if self.max_basis < 2 * self.most:
+            raise InputError("max_basis", self.max_basis, f"at least twice the largest rank, {2 * self.most}")
+        if self.block < 1 or self.probes < 0:
+            raise InputError("block, probes", randoms, "at least 1 random vector to start with, 0 to check with")
         self.budget = 100 + 40 * total if max_products is None else max_products
         if self.budget < 2 * self.most:  # one block of noise through A^T, and the basis it gives through A
             raise InputError("max_products", self.budget, f"at least twice the largest rank, {2 * self.most}")
@@ -249,6 +278,8 @@ class _Search:
         self.q, self.z = empty[:, : self.n_in], empty[:, : self.n_in]
         self.y, self.p = empty[:, : self.n_out], empty[:, : self.n_out]
         self.total = _Wanted("total", None, 1, 1.0)
+        self.small = [w for w in wanted if w.weights is not None and float(w.weights.mean()) <= _LARGE]
+        self.checked = False
         self.gain = 0.0  # estimate of ||A^T|| on left directions outside P; 0 before the first left block
         self.residual = self.unseen = torch.zeros(0)
 
@@ -258,7 +289,8 @@ class _Search:
 
     @property
     def left_over(self) -> int:
-        return self.budget - self.spent.total
+        """Products left, less those that are needed to complete the basis to the largest rank."""
+        return self.budget - self.spent.total - max(0, self.most - len(self.q))
 
     def _forward(self, block: torch.Tensor) -> torch.Tensor:
         self.spent.jvp += len(block)
@@ -270,7 +302,8 @@ class _Search:
 
     def _add_right(self, block: torch.Tensor) -> None:
         """Append directions (b, n_in) to Q, their products to Y and to every Gram matrix."""
-        if len(block := _orthonormal(block[: min(self.left_over, self.n_in - len(self.q))], self.q)) == 0:
+        room = min(self.budget - self.spent.total, self.n_in - len(self.q))
+        if len(block := _orthonormal(block[:room], self.q)) == 0:
             return
         image = self._forward(block)
         for item in (*self.wanted, self.total):
@@ -287,28 +320,50 @@ class _Search:
         self.gain = max(1.5 * float(torch.linalg.matrix_norm(image, 2)), 0.5 * self.gain)
         self.p, self.z = torch.cat([self.p, block]), torch.cat([self.z, image])
 
+    def _noise(self, count: int) -> list[torch.Tensor]:
+        """`count` random left vectors inside each small mask, and as many over all of the output for the large ones."""
+        everywhere = [self._random(count, self.n_out)] if len(self.small) < len(self.wanted) else []
+        return [*everywhere, *(item.masked(self._random(count, self.n_out)) for item in self.small)]
+
     def _begin(self, start: torch.Tensor | None) -> None:
-        """First block: the given start, and A^T of noise inside each small mask and over the whole output."""
+        """First block: the given start, or A^T of noise inside each small mask and over the whole output."""
         if start is not None:
             if tuple(start.shape[1:]) != tuple(self.op.shape_in) or not bool(torch.isfinite(start).all()):
                 raise InputError("start", f"shape {tuple(start.shape)}", f"finite, (k, *{tuple(self.op.shape_in)})")
             rows = start.flatten(1).to(device=self.op.device, dtype=self.dtype)
             self._add_right(_leading(rows, 0.0, self.max_basis // 2))
-        common, blocks = 0, []
-        for item in self.wanted:
-            count = self.oversample + (item.rank if start is None else 0)
-            if item.weights is None or float(item.weights.mean()) > _LARGE:
-                common = max(common, count)
-            else:
-                blocks.append(item.masked(self._random(count, self.n_out)))
-        noise = torch.cat([self._random(common, self.n_out), *blocks])[: self.left_over // 2]
-        if len(noise):
-            image = self._backward(_leading(noise, 0.0, len(noise)))
-            image = image - (image @ self.q.T) @ self.q
-            self._add_right(_leading(image, 0.0, self.max_basis))
-        # A rank-deficient operator may leave fewer directions than asked for: random ones complete the basis.
+        if len(self.q) == 0:
+            noise = torch.cat(self._noise(self.block))[: self.left_over // 2]
+            self._add_right(_leading(self._backward(_leading(noise, 0.0, len(noise))), 0.0, self.max_basis))
+        if len(self.q) == 0:  # a zero operator, as far as the noise can tell
+            self._add_right(self._random(self.most, self.n_in))
+
+    def _complete(self) -> None:
+        """Random directions where the basis has stopped short of the largest rank: an operator of lower rank."""
         if len(self.q) < self.most:
             self._add_right(self._random(self.most - len(self.q), self.n_in))
+            self._measure(self._rayleigh_ritz())
+
+    def _missed(self) -> bool:
+        """Take fresh random vectors through A^T and A: does a wanted value rise?"""
+        known = [item.sigma for item in self.wanted]
+        parts: list[_Wanted | None] = [*([None] if len(self.small) < len(self.wanted) else []), *self.small]
+        rows = self._noise(self.probes)
+        for _ in range(_POWER):
+            held = len(self.q)
+            image = self._backward(torch.cat(rows)[: self.left_over // 2])
+            self._add_right(_orthonormal(image, self.q))
+            fresh = self.y[held:].split(self.probes)
+            rows = [y if part is None else part.masked(y) for part, y in zip(parts, fresh, strict=False)]
+            rows = [y / y.norm(dim=1, keepdim=True).clamp(min=1e-30) for y in rows]
+            if not rows:
+                break
+        self._rayleigh_ritz()
+        limits = [_RISE * item.tolerance * float(item.sigma[0]) for item in self.wanted]
+        return any(
+            bool((item.sigma - before > limit).any())
+            for item, before, limit in zip(self.wanted, known, limits, strict=True)
+        )
 
     def _measure(self, left: torch.Tensor) -> torch.Tensor:
         """Residual rows (j, n_in) outside Q in units of their tolerance; sets `residual` and `unseen` (j,)."""
@@ -333,7 +388,7 @@ class _Search:
             item.ritz(self.null)
         self.norm = 1.1 * float(self.total.sigma[0])
         units = [item.tolerance * float(item.sigma[0]) or math.inf for item in self.wanted]
-        scales = [torch.full((item.rank,), 1.0 / unit) for item, unit in zip(self.wanted, units, strict=True)]
+        scales = [torch.full_like(item.sigma, 1.0 / unit) for item, unit in zip(self.wanted, units, strict=True)]
         self.scale = torch.cat(scales).to(self.q)
         return torch.cat([item.masked(item.left(self.y)) for item in self.wanted])
 
@@ -365,21 +420,61 @@ class _Search:
             turn = _leading(left @ self.p.T, 1e-3, self.max_basis // 2)
             self.p, self.z = turn @ self.p, turn @ self.z
 
+    def _check_adjoint(self) -> None:
+        """Compare u^T (A v) with (A^T u)^T v for all vectors at hand, which costs no product."""
+        forth, back = self.p @ self.y.T, self.z @ self.q.T
+        size = max(float(forth.norm()), float(back.norm()))
+        gap = float((forth - back).norm()) / size if size > 0 else 0.0
+        if gap > _ADJOINT:
+            raise InputError(
+                "operator",
+                f"transposed products that differ from the forward ones by {gap:.0%}",
+                "rmatvec to be the transpose of matvec",
+                "Check both on random vectors: <u, A v> = <A^T u, v>.",
+            )
+
     def run(self, start: torch.Tensor | None) -> None:
-        """Search until every wanted triplet has converged, the budget is spent or nothing is left to add."""
+        """The whole search; afterwards every wanted operator has its triplets, converged or not."""
         self._begin(start)
+        self._search()
+        self._complete()
+        self._check_adjoint()
+
+    def _search(self) -> None:
+        """Grow both bases until every wanted triplet has converged and been checked, or nothing is left to spend."""
         while True:
             left = self._rayleigh_ritz()
             rows = self._cover(left)
             unfinished = self.residual + self.unseen > 1.0
-            if not bool(unfinished.any()) or self.left_over <= 0:
+            if self.left_over <= 0:
                 return
+            if not bool(unfinished.any()) and len(self.q) >= self.most:
+                fresh = _POWER * self.probes * (1 + len(self.small))
+                if self.checked or self.probes == 0 or self.left_over < 2 * fresh or len(self.q) == self.n_in:
+                    self.checked |= len(self.q) == self.n_in
+                    return
+                self._restart(left, fresh)
+                self.checked = not self._missed()
+                continue
             worth = max(_EXPAND, _DROP * float(self.residual.max()))
-            block = _leading(rows[unfinished], worth, min(self.max_basis // 2, self.most * 2))
+            wide = rows if len(self.q) < self.most else rows[unfinished]
+            block = _leading(wide, worth, min(self.max_basis // 2, self.most * 2))
+            if len(block) == 0 and len(self.q) < self.most:
+                self._complete()
+                continue
             if len(block) == 0 or len(self.q) == self.n_in:
                 return
             self._restart(left, len(block))
             self._add_right(block)
+
+    def _certificate(self, item: _Wanted, residuals: torch.Tensor) -> Certificate:
+        """The certificate of one wanted operator; the triplet after its wanted ones counts as a neighbour."""
+        beyond = item.next_left(self.y)
+        rows = (beyond @ self.p.T) @ self.z
+        rows = rows - (rows @ self.q.T) @ self.q
+        error = rows.norm(dim=1) + self._outside(beyond).norm(dim=1) * (self.gain or self.norm)
+        every = torch.cat([residuals.double() * float(item.sigma[0]), error.double()])
+        return certify(torch.cat([item.sigma, item.next[0]]), every, item.rank)
 
     def result(self, item: _Wanted) -> TruncatedSVD:
         """The triplets of one wanted operator in the shapes of the operator."""
@@ -394,5 +489,7 @@ class _Search:
             residuals=residuals,
             converged=residuals <= item.tolerance,
             tolerance=item.tolerance,
+            checked=self.checked,
+            certificate=self._certificate(item, residuals),
             products=self.spent,
         )

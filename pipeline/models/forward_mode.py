@@ -1,20 +1,81 @@
-"""A network that survives forward-mode differentiation, with the same weights and the same answers.
+"""A network that survives forward-mode differentiation, with the same weights and the same answers, and the passes.
 
 Fused attention has no forward-mode rule, and the fused group norm refuses non-contiguous tangents. The copy made here
 replaces both by plain formulas. Its group norm carries hand-written derivatives: the automatic ones of the plain
-formula cost about a third more per product.
+formula cost about a third more per product. Its convolutions have no derivative in their weights, for which torch's
+own forward mode convolves the primal with a zero kernel once more.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import nn
+from torch.nn.grad import conv2d_input
+from torch.utils.checkpoint import checkpoint
+
+_checkpointing: ContextVar[bool] = ContextVar("checkpointing", default=False)
+
+
+def push(function: Callable[[torch.Tensor], torch.Tensor], point: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
+    """J v for tangents (k, *point.shape) -> (k, *value.shape); vmapped over tangents only: one primal for all."""
+    with torch.no_grad():
+        return torch.vmap(lambda tangent: torch.func.jvp(function, (point,), (tangent,))[1])(tangents)
+
+
+def record(
+    function: Callable[[torch.Tensor], torch.Tensor], leaf: torch.Tensor, checkpointed: bool = False
+) -> torch.Tensor:
+    """The function at `leaf` with the graph that `pull` needs; `checkpointed`, blocks keep their inputs alone."""
+    token = _checkpointing.set(checkpointed)
+    try:
+        with torch.enable_grad():
+            return function(leaf)
+    finally:
+        _checkpointing.reset(token)
+
+
+def pull(output: torch.Tensor, leaf: torch.Tensor, cotangents: torch.Tensor) -> torch.Tensor:
+    """J^T u for cotangents (k, *output.shape) -> (k, *leaf.shape), through the graph of `output`, which stays."""
+    return torch.vmap(lambda u: torch.autograd.grad(output, leaf, u, retain_graph=True)[0])(cotangents)
+
+
+def lowered(
+    function: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`function` with convolutions and matrix products in bfloat16; what goes in and comes out keeps its dtype."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return function(x).to(x.dtype)
+
+    return run
+
+
+@contextmanager
+def tensor_cores(device: torch.device, allowed: bool) -> Iterator[None]:
+    """TF32 on CUDA exactly where `allowed`: torch allows it in convolutions by itself. Nothing on other devices."""
+    if device.type != "cuda":
+        yield
+        return
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -75,11 +136,51 @@ class ReshapeSafeGroupNorm(nn.Module):
         self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight is not None:
+            x = x.to(self.weight.dtype)  # bfloat16 comes out of an autocast layer; statistics keep their precision
         shape = (1, -1) + (1,) * (x.ndim - 2)
         weight = x.new_ones(shape) if self.weight is None else self.weight.view(shape)
         bias = x.new_zeros(shape) if self.bias is None else self.bias.view(shape)
         y = _GroupNorm.apply(x, weight, bias, self.num_groups, self.eps)
         return cast(torch.Tensor, y[0])
+
+
+class _Convolution(torch.autograd.Function):
+    """conv2d, differentiable in x only, in both modes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *settings: Any) -> torch.Tensor:
+        return F.conv2d(x, weight, bias, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.shape, ctx.dtype, ctx.settings = inputs[0].shape, inputs[0].dtype, inputs[3:]
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, dx: torch.Tensor, *_: Any) -> torch.Tensor:
+        return F.conv2d(dx, ctx.saved_tensors[0], None, *ctx.settings)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight = ctx.saved_tensors[0].to(grads[0].dtype)  # autocast is over by now
+        dx = conv2d_input(ctx.shape, weight, grads[0], *ctx.settings)
+        return dx.to(ctx.dtype), None, None, *(None for _ in ctx.settings)
+
+
+class FrozenConvolution(nn.Module):
+    """A 2-D convolution with the parameters of `conv`, differentiable in x only, in both modes."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, _Convolution.apply(x, self.weight, self.bias, *self.settings))
 
 
 class MatmulAttention:
@@ -130,6 +231,13 @@ def shared_copy(
     return copy.deepcopy(network, memo)
 
 
+def _part(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """What diffusers' blocks call for each residual block while gradients are recorded."""
+    if not _checkpointing.get():
+        return cast(torch.Tensor, module(*inputs))
+    return cast(torch.Tensor, checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False))
+
+
 @cache
 def _load_forward_rules() -> None:
     """Load torch's forward-mode rules, which happens at the first use and warns of an interface torch itself uses."""
@@ -139,13 +247,21 @@ def _load_forward_rules() -> None:
 
 
 def forward_mode_copy(network: nn.Module) -> nn.Module:
-    """A `shared_copy` of `network` with `ReshapeSafeGroupNorm` and `MatmulAttention` in place of the fused ones."""
+    """A `shared_copy` of `network` with `ReshapeSafeGroupNorm` and `MatmulAttention` in place of the fused ones.
+
+    Its convolutions are differentiated in x alone, and its blocks keep little for the way back where `record` says so.
+    """
     _load_forward_rules()
     twin = shared_copy(network)
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.GroupNorm):
                 setattr(module, name, ReshapeSafeGroupNorm(child))
+            if isinstance(child, nn.Conv2d) and child.padding_mode == "zeros":
+                setattr(module, name, FrozenConvolution(child))
+        if hasattr(module, "gradient_checkpointing"):
+            block: Any = module
+            block.gradient_checkpointing, block._gradient_checkpointing_func = True, _part
         if isinstance(module, Attention):
             module.set_processor(MatmulAttention())
     return twin

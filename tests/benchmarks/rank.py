@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.certificate import certify
 from pipeline.jacobian import JacobianOperator
 from pipeline.operators import LinearOperator
 from pipeline.spectrum import RANK_ENERGY, Interval, RankRatio, captured_energy, rank_ratio, rank_ratio_matrix_free
@@ -82,6 +83,8 @@ def leading_subspace(
         residuals=nothing,
         converged=torch.zeros_like(sigma, dtype=torch.bool),
         tolerance=math.nan,
+        checked=False,
+        certificate=certify(sigma, torch.full_like(sigma, math.inf), len(sigma)),
         products=op.products,
     )
 

@@ -67,6 +67,8 @@ def direction_record(
         preview=generator.integers(0, 256, (size, 3 * size, 3)).astype(np.uint8),
         spectrum=np.array([3.0, 2.0, 1.0], dtype=np.float32), strength=4.0, gain=2.0, leakage=0.5,
         sigma=2.0 if singular else None, residual=1e-4 if singular else None, converged=True if singular else None,
+        checked=True if singular else None, gap=0.1 if singular else None, angle=0.2 if singular else None,
+        cluster_first=0 if singular else None, cluster_last=1 if singular else None,
         parents=parents, kept_share=None if singular else 0.8, roir=float("nan"),
     )  # fmt: skip
 

@@ -49,6 +49,22 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert verify(tmp_path / "c").problems == ()
 
 
+def test_one_chunk_reads_as_a_catalog_of_its_own_whatever_became_of_the_others(tmp_path: Path) -> None:
+    chunk, *others = small_catalog(tmp_path / "c")
+    for other in others:
+        for table in ("directions", "images", "regions"):
+            (tmp_path / "c" / table / f"{other.chunk_id}.parquet").unlink()
+    with Catalog.open(tmp_path / "c") as catalog:
+        one = catalog.chunk(chunk.chunk_id)
+        assert one.directions().column("direction_id").to_pylist() == sorted(d.direction_id for d in chunk.directions)
+        for record in chunk.directions:
+            assert np.abs(one.vector(record.direction_id) - record.vector).max() < 1e-3
+        one.close()
+        with pytest.raises(NotFoundError, match="chunk: found none-such"):
+            catalog.chunk("none-such")
+    assert others
+
+
 def test_metadata_is_filtered_by_column_and_sorted_by_id(tmp_path: Path) -> None:
     small_catalog(tmp_path / "c")
     with Catalog.open(tmp_path / "c") as catalog:
@@ -121,10 +137,15 @@ def _changed(**changes: Any) -> Any:
     return lambda d: dataclasses.replace(d, **changes)
 
 
-SPLIT = {"kind": "individual", "converged": False, "iterations": 1000, "change": 2e-6}
+SPLIT = {"kind": "individual", "converged": False, "iterations": 1000, "change": 2e-6, "joint_rank": 0,
+         "individual_rank": 2, "rank_rule": "given"}  # fmt: skip
 BROKEN = {
     "no residual": ("singular", _changed(residual=None)),
     "no sigma": ("singular", _changed(sigma=float("nan"))),
+    "no gap": ("singular", _changed(gap=None)),
+    "an angle beyond the right one": ("singular", _changed(angle=1.6)),
+    "not checked, not unchecked": ("singular", _changed(checked=None)),
+    "a cluster without its own triplet": ("singular", _changed(cluster_first=5, cluster_last=6)),
     "no converged": ("singular", _changed(converged=None)),
     "no spectrum": ("singular", _changed(spectrum=np.empty(0))),
     "no parents": ("local", _changed(parents=())),
@@ -136,6 +157,9 @@ BROKEN = {
     "a split without an end": ("local", _changed(**SPLIT | {"converged": None})),
     "a split without rounds": ("local", _changed(**SPLIT | {"iterations": 0})),
     "a split without a last change": ("local", _changed(**SPLIT | {"change": None})),
+    "a split without its joint rank": ("local", _changed(**SPLIT | {"joint_rank": None})),
+    "a joint direction of rank 0": ("local", _changed(**SPLIT | {"kind": "joint"})),
+    "a split without a rank rule": ("local", _changed(**SPLIT | {"rank_rule": None})),
     "infinite gain": ("local", _changed(gain=float("inf"))),
     "NaN strength": ("local", _changed(strength=float("nan"))),
     "norm": ("local", lambda d: dataclasses.replace(d, vector=d.vector * 1.01)),
@@ -174,9 +198,10 @@ def test_evidence_comes_back_as_it_was_written(tmp_path: Path) -> None:
     good = chunk_of("chunk", 1)
     evidence: list[dict[str, Any]] = [
         {"strength_reached": True, "strength_limited": False},
-        {"sigma": 1.5, "residual": 0.2, "converged": False, "strength_reached": False, "strength_limited": False},
+        {"sigma": 1.5, "residual": 0.2, "converged": False, "checked": False, "gap": 0.0, "angle": 1.5,
+         "cluster_first": 0, "cluster_last": 3, "strength_reached": False, "strength_limited": False},
         {**SPLIT, "strength_reached": False, "strength_limited": True},
-    ]
+    ]  # fmt: skip
     local = [d for d in good.directions if d.kind == "local"]
     changed = [dataclasses.replace(d, **part) for d, part in zip(local, evidence, strict=False)]
     others = [d for d in good.directions if d.direction_id not in {d.direction_id for d in changed}]

@@ -13,7 +13,7 @@ import torch
 from flows.recipe import Recipe, parse_recipe
 from pipeline.metrics import EditSuccess, rank_ratio, rms_inside
 from pipeline.operators import Dense
-from tests.benchmarks import edits, model, tuning
+from tests.benchmarks import edits, jive, model, products, svd, tuning
 from tests.benchmarks.ceiling import perfect_images, perfect_transfer
 from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
 from tests.benchmarks.harness import Clock, Target, at_least, at_most, between, document, figure, plain, save_json
@@ -96,6 +96,31 @@ def test_model_benchmark_measures_every_target_in_the_run_and_its_json_is_strict
     assert content["details"]["ranks"]["at_recipe_t"]["resolved"] == 0
     assert len(content["details"]["reader"]["r2"]) == 22
     assert content["details"]["about"]["info"]["parameters"] > 0
+
+
+def test_jive_benchmark_measures_every_target_in_the_run_and_its_json_is_strict() -> None:
+    clock = Clock()
+    targets, details = jive.measure(jive.Size(2000, 1, jive.QUICK_CELLS[:1], 1), clock)
+    content = json.loads(json.dumps(document("jive", True, targets, details, clock), allow_nan=False))
+    assert [target["target"] for target in content["targets"]] == [">= 15", "<= 1e-06", "<= 1e-06", ">= 0", ">= 0"]
+    speed = content["details"]["speed"]
+    assert speed["rounds"] == speed["rounds_full_width"] > 20 and speed["converged"]
+    assert all(target["met"] for target in content["targets"][1:3])
+    shares = content["details"]["ranks"]["overall"]
+    assert set(shares) == set(jive.RULES) and all(share["joint"] in (0.0, 1.0) for share in shares.values())
+
+
+def test_products_benchmark_measures_every_route_and_its_json_is_strict(random_bench: Bench) -> None:
+    work = (lambda: products.routes(random_bench, (1, 2)), lambda: products.precision(random_bench, 1),
+            lambda: products.images(random_bench, 2, block=4))  # fmt: skip
+    found = [part() for part in work]
+    targets = [target for part, _ in found for target in part]
+    details = dict(zip(products.PARTS, [more for _, more in found], strict=False))
+    content = json.loads(json.dumps(document("products", True, targets, details, random_bench.clock), allow_nan=False))
+    assert len(content["details"]["routes"]["routes"]) == 2 * 4 * 2
+    assert all(row["peak"] >= 0 < row["estimate"] for row in content["details"]["routes"]["memory"])
+    assert [row["precision"] for row in content["details"]["precision"]["rows"]] == ["full", "bfloat16"] * 2
+    assert content["details"]["images"]["difference"] < 1e-4
 
 
 def test_tuning_evaluates_every_setting_at_every_timestep(random_bench: Bench) -> None:
@@ -249,3 +274,18 @@ def test_a_setting_tried_again_replaces_its_row_and_others_stay(tmp_path: Path) 
         save_json(tuning.merged(path, row), path)
     rows = json.loads(path.read_text())["rows"]
     assert [(row["null_rank"], row["success"]) for row in rows] == [(30, 0.2), (10, 0.3)]
+
+
+def test_svd_benchmark_measures_every_target_in_the_run_and_its_json_is_strict(random_bench: Bench) -> None:
+    size = svd.Size(("mouth",), ("x", "h"), ((1, 1), (1, 2)), (1, 1), 2, images=1, neighbours=1, most_public=200)
+    targets, details = svd.measure(random_bench, size, dense=("mouth",))
+    content = json.loads(json.dumps(document("svd", True, targets, details, random_bench.clock), allow_nan=False))
+    assert [target["target"] for target in content["targets"]] == 2 * [
+        ">= 20", ">= 15", ">= 5", ">= 1.5", ">= 1.5", "<= 3", "<= 0.0101",
+    ]  # fmt: skip
+    rows = content["details"]["rows"]
+    methods = ["cold", "public", "oracle", "warm", "perfect start", "cold", "deflation", "cold", "warm"]
+    assert [row["method"] for row in rows] == [*methods[:5], "symmetric start", *methods[5:], *methods]
+    assert all(row["residual"] <= 0.0101 for row in rows if row["method"] in ("cold", "warm", "perfect start"))
+    for angle in content["details"]["angles"].values():
+        assert angle["mouth"]["cold"] <= angle["mouth"]["certified"] + 1e-4

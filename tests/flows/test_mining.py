@@ -252,6 +252,20 @@ def test_the_recipes_method_reaches_the_pipeline(recipe: Recipe, denoiser: Denoi
                 check_ranks(asked, denoiser, data)
 
 
+def test_ranks_left_to_a_rule_reach_the_records_with_the_rules_name(
+    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset
+) -> None:
+    auto = recipe.model_copy(update={"method": _method(recipe, jive={"joint_rank": "auto", "individual_rank": "auto"})})
+    check_ranks(auto, denoiser, data)
+    for asked, rules in ((recipe, {"given"}), (auto, {auto.method.jive.rank_rule})):
+        records = Miner(asked, denoiser).mine(data.images[:1], MiningReport(Path())).directions
+        split = [r for r in records if r.kind in ("joint", "individual")]
+        assert split and {r.rank_rule for r in split} == rules
+        assert len({r.joint_rank for r in split}) == 1
+        assert all((r.individual_rank or 0) > r.rank for r in split if r.kind == "individual")
+        assert {r.rank_rule for r in records if r.kind in ("singular", "local")} == {None}
+
+
 def test_an_exact_round_trip_has_a_finite_psnr(
     recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,3 +323,11 @@ def test_effects_have_their_documented_scale() -> None:
         assert effect.shape == (3, 16, 16)
         assert np.linalg.norm(effect) == pytest.approx(1, abs=1e-5)
     assert not small_effect(torch.zeros(3, 16, 16)).any()
+
+
+def test_a_memory_budget_too_small_for_the_model_is_one_error_before_any_image(
+    recipe: Recipe, denoiser: Denoiser
+) -> None:
+    method = recipe.method.model_copy(update={"memory": 1000})
+    with pytest.raises(InputError, match="memory"):
+        Miner(recipe.model_copy(update={"method": method}), denoiser)

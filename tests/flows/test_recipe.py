@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,13 @@ def test_every_setting_has_a_default_but_name_dataset_and_regions() -> None:
     [
         ("", "regoins", "regions"),
         ("method", "timstep", "timestep"),
+        ("method", "warmstart", "warm_start"),
         ("method.loco", "nullrank", "null_rank"),
         ("method.jive", "individual_rnk", "individual_rank"),
         ("method.edit", "h_windw", "h_window"),
         ("method.loco", "varient", "variant"),
         ("method.jive", "orthogonal_individual", "orthogonal_individuals"),
+        ("method.jive", "rank_rul", "rank_rule"),
         ("method.edit", "etta", "eta"),
         ("method.edit", "eta_shar", "eta_share"),
         ("dataset", "splt", "split"),
@@ -111,6 +114,11 @@ def test_a_misspelt_key_names_where_it_stands_and_the_nearest_right_one(path: st
         ("method.edit.eta_share", 0.0, "recipe: method.edit.eta_share", "greater than 0"),
         ("method.loco.variant", "within", "recipe: method.loco.variant", "'projected' or 'inside'"),
         ("method.jive.orthogonal_individuals", "perhaps", "recipe: method.jive.orthogonal_individuals", "boolean"),
+        ("method.jive.joint_rank", "atuo", "recipe: method.jive.joint_rank", "'auto' or a valid integer"),
+        ("method.jive.joint_rank", -1, "recipe: method.jive.joint_rank", "'auto' or greater than or equal to 0"),
+        ("method.jive.rank_rule", "angels", "recipe: method.jive.rank_rule", "'permutation', 'angles' or 'product'"),
+        ("method.jive.individual_rank", 0, "recipe: method.jive.individual_rank", "'auto' or greater than"),
+        ("method.warm_start", "perhaps", "recipe: method.warm_start", "boolean"),
         ("method.tolerance", 0.0, "recipe: method.tolerance", "greater than 0"),
         ("dataset.kind", "bultin", "recipe: dataset.kind", "'builtin' or 'folder'"),
         ("dataset.name", "faces65", "recipe: dataset.name", "'faces64'"),
@@ -185,6 +193,8 @@ def test_the_fingerprint_follows_every_setting_but_the_name() -> None:
         ("method.edit.strength", 3.0),
         ("method.edit.steps", 50),
         ("method.tolerance", 1e-3),
+        ("method.jive.joint_rank", "auto"),
+        ("method.jive.individual_rank", "auto"),
         *QUIET,
     ]
     prints = {parse_recipe(changed(path, value)).fingerprint() for path, value in others}
@@ -192,8 +202,10 @@ def test_the_fingerprint_follows_every_setting_but_the_name() -> None:
 
 
 QUIET: list[tuple[str, object]] = [
+    ("method.warm_start", True),
     ("method.loco.variant", "inside"),
     ("method.jive.orthogonal_individuals", True),
+    ("method.jive.rank_rule", "product"),
     ("method.edit.eta", 1.0),
     ("method.edit.eta_share", 0.5),
 ]
@@ -204,12 +216,25 @@ def test_keys_at_their_default_leave_ids_as_they_were_before_these_keys() -> Non
     assert base.fingerprint() == "5c4502b788003e94cf1b89b393c9df93"
     assert content_id(base.numerical()) == "a729789f3c4c896d1c71f62dfba670b4"
     for path, value in QUIET:
-        _, part, key = path.split(".")
-        default = getattr(getattr(base.method, part), key)
+        default = functools.reduce(getattr, path.split("."), base)
         assert parse_recipe(changed(path, default)).numerical() == base.numerical()
         other = parse_recipe(changed(path, value))
         assert other.numerical() != base.numerical()
         assert parse_recipe(other.model_dump(mode="json")) == other
+
+
+@pytest.mark.parametrize(("written", "read"), [("4GB", 4 * 10**9), ("1.5 MB", 1_500_000), (700, 700), (None, None)])
+def test_memory_is_a_number_of_bytes_and_changes_no_id(written: object, read: int | None) -> None:
+    recipe = parse_recipe(changed("method.memory", written))
+    assert recipe.method.memory == read
+    base = parse_recipe(example())
+    assert (recipe.fingerprint(), recipe.numerical()) == (base.fingerprint(), base.numerical())
+
+
+@pytest.mark.parametrize("written", ["much", "4 XB", 0, -1, "0"])
+def test_memory_that_is_no_size_is_named(written: object) -> None:
+    with pytest.raises(InputError, match="method.memory"):
+        parse_recipe(changed("method.memory", written))
 
 
 @settings(deadline=None, max_examples=60)

@@ -91,7 +91,11 @@ def model(folder: Path, **options: Any) -> Path:
 
 
 def quick_mine_image(
-    denoiser: Denoiser, x_t: torch.Tensor, masks: Mapping[str, torch.Tensor], settings: MiningSettings
+    denoiser: Denoiser,
+    x_t: torch.Tensor,
+    masks: Mapping[str, torch.Tensor],
+    settings: MiningSettings,
+    start: Mapping[str, torch.Tensor] | None = None,
 ) -> MinedImage:
     """In place of `mine_image` where a test is about what happens around it: one x-space direction per region."""
     found = []
@@ -106,9 +110,14 @@ def quick_mine_image(
                 0,
                 vector,
                 torch.ones(1),
-                1.0,
-                0.0,
-                True,
+                sigma=1.0,
+                residual=0.0,
+                converged=True,
+                checked=True,
+                gap=1.0,
+                angle=0.0,
+                cluster_first=0,
+                cluster_last=0,
                 effect=vector,
                 gain=1.0,
                 leakage=0.0,

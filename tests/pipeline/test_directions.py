@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,15 +109,8 @@ def test_null_rank_zero_leaves_the_region_vectors_and_costs_one_product_each() -
 def test_refused_directions_are_flagged_zero_and_without_figures() -> None:
     op = operator()
     region, rest = both(op)
-    inside = TruncatedSVD(
-        u=rest.u[:1],
-        sigma=rest.sigma[:1],
-        v=rest.v[:1],
-        residuals=rest.residuals[:1],
-        converged=rest.converged[:1],
-        tolerance=1e-6,
-        products=rest.products,
-    )
+    first = {name: getattr(rest, name)[:1] for name in ("u", "sigma", "v", "residuals", "converged")}
+    inside = replace(rest, **first)
     found = loco_directions(op, region_mask(), inside, rest, 4)
     assert found.refused.tolist() == [True] and float(found.vectors.norm()) == 0.0
     assert math.isnan(float(found.gain[0])) and float(found.gain_before[0]) > 0

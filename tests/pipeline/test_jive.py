@@ -36,16 +36,26 @@ def test_agrees_with_the_published_r_package(case: str) -> None:
         given_blocks = [torch.tensor(data[f"block{i}"]) for i in (1, 2, 3)]
         truth = {kind: [torch.tensor(data[f"{case}_{kind}{i}"]) for i in (1, 2, 3)] for kind in ("joint", "individual")}
     scaled = case.startswith("scaled")
-    if scaled:  # the package centres rows, and also divides by the root of the number of entries
-        given_blocks = [x - x.mean(dim=1, keepdim=True) for x in given_blocks]
-    found = jive(given_blocks, 2, RANKS, scale=scaled, orthogonal_individuals=case.endswith("orth"), tolerance=1e-13)
-    entries = sum(x.numel() for x in given_blocks)
+    orthogonal = case.endswith("orth")
+    found = jive(
+        given_blocks, 2, RANKS, center=scaled, scale=scaled, orthogonal_individuals=orthogonal, tolerance=1e-13
+    )
+    entries = sum(x.numel() for x in given_blocks)  # the package also divides by the root of their number
     assert found.converged
     for i, block in enumerate(given_blocks):
+        block = block - block.mean(dim=1, keepdim=True)
         unit = float(block.norm()) * entries**0.5 if scaled else 1.0
         for kind, mine in (("joint", found.joint[i]), ("individual", found.individual[i])):
             expected = truth[kind][i] * unit
             assert float((mine - expected).norm() / expected.norm()) < 1e-9, (kind, i)
+
+
+def test_arrays_are_as_good_as_tensors() -> None:
+    given_blocks = blocks()
+    one, two = jive(given_blocks, 2, [2, 2, 2]), jive([block.numpy() for block in given_blocks], 2, [2, 2, 2])
+    assert torch.equal(one.joint_basis, two.joint_basis)
+    shares = one.explained_variance
+    assert float((shares["joint"] + shares["individual"]).min()) > 0.9
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])
@@ -144,7 +154,7 @@ def test_momentum_ends_where_the_plain_rounds_end_in_a_fraction_of_them(monkeypa
         own = torch.linalg.qr(torch.randn(80, 12, generator=g, dtype=torch.float64)).Q.T
         crowded.append(decay[:, None] * (turn @ common + 0.5 * own))
     fast = jive(crowded, 14, [2] * 4)
-    monkeypatch.setattr("pipeline.jive._PLAIN_ROUNDS", 10**9)
+    monkeypatch.setattr("pipeline.jive_rounds._PLAIN_ROUNDS", 10**9)
     slow = jive(crowded, 14, [2] * 4, max_iterations=30_000, tolerance=1e-8)
     assert fast.converged and slow.converged
     assert fast.iterations * 4 < slow.iterations

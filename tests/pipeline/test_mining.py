@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import InputError
 from pipeline.jacobian import jacobian
 from pipeline.jive import jive
+from pipeline.jive_ranks import Rule
 from pipeline.metrics import rms_inside
 from pipeline.mining import (
     STRENGTH_LIMIT,
@@ -191,6 +193,30 @@ def test_joint_and_individual_directions_say_whether_their_split_settled(
     assert all(d.change is not None and d.change > 1e-6 for d in stopped.directions if d.kind != "singular")
 
 
+@pytest.mark.parametrize("rule", get_args(Rule))
+@pytest.mark.parametrize("given", ["both", "joint", "individual", "none"])
+def test_ranks_left_open_are_chosen_and_said_to_be(given: str, rule: Rule) -> None:
+    ranks = dataclasses.replace(
+        SETTINGS.jive or JiveSettings(),
+        joint_rank=1 if given in ("both", "joint") else "auto",
+        individual_rank=1 if given in ("both", "individual") else "auto",
+        rank_rule=rule,
+    )
+    asked = dataclasses.replace(SETTINGS, loco=None, jive=ranks, strength=1.0)
+    with torch.no_grad():
+        found = [d for d in mine_image(DENOISER, X_T, masks(), asked).directions if d.kind != "singular"]
+        again = [d for d in mine_image(DENOISER, X_T, masks(), asked).directions if d.kind != "singular"]
+    assert {d.rank_rule for d in found} == {"given" if given == "both" else rule}
+    if given in ("both", "joint"):
+        assert {d.joint_rank for d in found} == {1}
+    if given in ("both", "individual"):
+        assert {d.individual_rank for d in found} == {1}
+    for region in masks():
+        own = [d for d in found if (d.region, d.kind) == (region, "individual")]
+        assert [d.rank for d in own] == list(range(own[0].individual_rank or 0))
+    assert all(torch.equal(a.vector, b.vector) for a, b in zip(found, again, strict=True))
+
+
 def test_individuals_of_different_regions_are_orthogonal_where_asked() -> None:
     ranks = dataclasses.replace(SETTINGS.jive or JiveSettings(), orthogonal_individuals=True)
     with torch.no_grad():
@@ -275,3 +301,62 @@ def test_a_rank_larger_than_the_region_is_refused() -> None:
     large = dataclasses.replace(SETTINGS, loco=LocoSettings(rank=28, null_rank=1))
     with pytest.raises(InputError, match="rank of left: found 28; expected 1 to 27"), torch.no_grad():
         mine_image(DENOISER, X_T, masks(), large)
+
+
+def starts(seed: int) -> dict[str, torch.Tensor]:
+    """Three start vectors for each space that have nothing to do with the answer."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"x": DENOISER.info.image_shape, "h": DENOISER.info.bottleneck_shape or ()}
+    return {space: torch.randn((3, *shape), generator=generator) for space, shape in shapes.items()}
+
+
+def spans(mined: MinedImage) -> dict[tuple[str, str, int], list[Direction]]:
+    """Singular directions by region, space and the first rank of their cluster; clusters that go on are left out."""
+    found: dict[tuple[str, str, int], list[Direction]] = {}
+    for d in mined.directions:
+        if d.kind == "singular" and d.cluster_first is not None:
+            found.setdefault((d.region, d.space, d.cluster_first), []).append(d)
+    return {key: own for key, own in found.items() if own[-1].cluster_last == own[-1].rank}
+
+
+@pytest.mark.parametrize("kind", ["near", "far"])
+def test_a_warm_start_changes_nothing_beyond_the_tolerance(kind: str, mined: MinedImage) -> None:
+    singular = [d for d in mined.directions if d.kind == "singular"]
+    near = {space: torch.stack([d.vector for d in singular if d.space == space]) for space in ("x", "h")}
+    with torch.no_grad():
+        warm = mine_image(DENOISER, X_T, masks(), SETTINGS, near if kind == "near" else starts(0))
+    assert [(d.region, d.space, d.kind, d.rank) for d in warm.directions if d.kind == "singular"] == [
+        (d.region, d.space, d.kind, d.rank) for d in singular
+    ]
+    for one, two in zip(singular, (d for d in warm.directions if d.kind == "singular"), strict=True):
+        assert two.converged and two.checked
+        assert two.sigma == pytest.approx(one.sigma, abs=2 * SETTINGS.tolerance * float(one.spectrum[0]))
+    cold_spans, warm_spans = spans(mined), spans(warm)
+    alike = cold_spans.keys() & warm_spans.keys()
+    assert len(alike) >= 4
+    for key in alike:
+        one, two = (torch.stack([d.vector.flatten() for d in own]) for own in (cold_spans[key], warm_spans[key]))
+        bound = sum(float(own[key][0].angle or 0.0) for own in (cold_spans, warm_spans))
+        assert len(one) == len(two)
+        assert bound < math.pi / 2
+        assert float(torch.linalg.matrix_norm(two - (two @ one.T) @ one, 2)) <= math.sin(bound) + 1e-9
+    if kind == "near":
+        assert warm.products.total < mined.products.total
+
+
+def test_each_space_starts_from_its_own_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spy(*asked: Any, start: torch.Tensor | None = None, **more: Any) -> Any:
+        seen.append(start)
+        return real(*asked, start=start, **more)
+
+    seen: list[torch.Tensor | None] = []
+    real, given = pipeline.mining.masked_svds, starts(1)
+    monkeypatch.setattr(pipeline.mining, "masked_svds", spy)
+    with torch.no_grad():
+        mine_image(DENOISER, X_T, masks(), dataclasses.replace(SETTINGS, strength=1.0), given)
+        mine_image(DENOISER, X_T, masks(), dataclasses.replace(SETTINGS, strength=1.0), {"h": given["h"]})
+        mine_image(DENOISER, X_T, masks(), dataclasses.replace(SETTINGS, strength=1.0))
+    assert seen[0] is given["x"] and seen[1] is seen[3] is given["h"]
+    assert [seen[i] for i in (2, 4, 5)] == [None, None, None]
+    with pytest.raises(InputError, match="start: found shape"):
+        mine_image(DENOISER, X_T, masks(), SETTINGS, {"x": torch.zeros(2, 3, 4, 4)})

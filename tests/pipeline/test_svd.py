@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -224,7 +226,8 @@ def test_soft_masks_weigh_the_output() -> None:
         ({"rank": 21}, "rank"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"max_products": 3}, "max_products"),
-        ({"oversample": -1}, "oversample"),
+        ({"block": 0}, "block"),
+        ({"probes": -1}, "probes"),
         ({"start": torch.zeros(2, 9)}, "start"),
     ],
 )
@@ -254,3 +257,65 @@ def test_non_finite_products_are_refused() -> None:
     op = Dense(torch.full((5, 4), float("nan")), (4,), (5,))
     with pytest.raises(InputError, match="NaN"):
         truncated_svd(op, 1, generator=seeded())
+
+
+class Wrong(Dense):
+    """An operator whose transposed products are those of another matrix."""
+
+    def __init__(self, op: Dense, other: torch.Tensor) -> None:
+        super().__init__(op.matrix, op.shape_in, op.shape_out)
+        self.other = other
+
+    def rmatvec(self, u: torch.Tensor) -> torch.Tensor:
+        self.products.vjp += len(u)
+        return (u.flatten(1) @ self.other).view(len(u), *self.shape_in)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(["negated", "scaled", "noisy", "shifted"]), st.integers(1, 4), st.integers(0, 99))
+def test_an_adjoint_of_another_operator_is_caught(fault: str, rank: int, seed: int) -> None:
+    op = with_spectrum(0.9 ** torch.arange(30), 50, 40, seed)
+    wrong = {
+        "negated": -op.matrix,
+        "scaled": 1.5 * op.matrix,
+        "noisy": op.matrix + 0.1 * torch.randn(40, 50, generator=seeded(seed), dtype=torch.float64),
+        "shifted": op.matrix.roll(1, 0),
+    }[fault]
+    with pytest.raises(InputError, match="transpose of matvec"):
+        truncated_svd(Wrong(op, wrong), rank, generator=seeded(seed), max_products=400)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.permutations(["a", "b", "c", "d"]), st.integers(0, 99))
+def test_the_order_of_the_regions_changes_nothing_beyond_the_tolerance(order: list[str], seed: int) -> None:
+    op, masks = localised(8)
+    ranks = dict.fromkeys(masks, 3)
+    one = masked_svds(op, masks, ranks, generator=seeded(seed), tolerance=1e-3)
+    two = masked_svds(op, {name: masks[name] for name in order}, ranks, generator=seeded(seed), tolerance=1e-3)
+    assert list(two) == order
+    for name, svd in one.items():
+        other = two[name]
+        assert float((svd.sigma - other.sigma).abs().max()) <= 2e-3 * float(svd.sigma[0])
+        alone = (svd.certificate.first == svd.certificate.last) & (other.certificate.first == other.certificate.last)
+        for i in alone.nonzero().flatten().tolist():
+            cosine = float((svd.v[i] * other.v[i]).sum().abs())
+            bound = float(svd.certificate.angle[i] + other.certificate.angle[i])
+            assert math.acos(min(1.0, cosine)) <= bound + 1e-3
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 99))
+def test_the_batch_size_of_products_changes_nothing_beyond_rounding(block: int, seed: int) -> None:
+    whole = with_spectrum(0.85 ** torch.arange(30), 50, 40, seed)
+
+    class InParts(Dense):
+        def matvec(self, v: torch.Tensor) -> torch.Tensor:
+            return torch.cat([super(InParts, self).matvec(part) for part in v.split(block)])
+
+        def rmatvec(self, u: torch.Tensor) -> torch.Tensor:
+            return torch.cat([super(InParts, self).rmatvec(part) for part in u.split(block)])
+
+    parts = InParts(whole.matrix, whole.shape_in, whole.shape_out)
+    one, two = (truncated_svd(op, 4, generator=seeded(seed), tolerance=1e-4) for op in (whole, parts))
+    torch.testing.assert_close(one.v, two.v, atol=1e-8, rtol=0)
+    assert one.products == two.products
