@@ -27,7 +27,7 @@ from flows.recipe import load_recipe
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from flows.mining import MiningReport
+    from flows.miner import MiningReport
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,8 @@ from PIL import Image
 from catalog.reader import Catalog
 from flows.datasets import BrokenImageError, fit_mask, open_image
 from flows.files import write_whole
-from flows.mining import mining_settings, open_model
+from flows.miner import mining_settings
+from flows.mining import open_model
 from flows.pictures import as_picture, png
 from flows.recipe import Recipe, parse_recipe
 from pipeline.editing import Edit, apply_edits

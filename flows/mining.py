@@ -8,11 +8,10 @@ are repaired.
 
 from __future__ import annotations
 
-import math
 import platform
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,72 +22,19 @@ import torch
 from catalog import manifest as manifests
 from catalog.fs import MANIFEST
 from catalog.manifest import Provenance
-from catalog.records import Chunk, DirectionRecord, ImageRecord, RegionRecord, content_id
-from catalog.tables import Frame, check_records
+from catalog.records import Chunk, ImageRecord, content_id
 from catalog.writer import CatalogWriter
 from flows.console import Advance, silent
-from flows.datasets import LoadedDataset, SourceImage, mask_digests
-from flows.neighbours import Neighbours
+from flows.datasets import LoadedDataset, SourceImage
+from flows.miner import METHOD_VERSION, MinedChunk, Miner, MiningReport, frame_of
 from flows.paths import builtin_folder
-from flows.pictures import as_picture
 from flows.ranks import check_ranks
 from flows.recipe import Recipe
-from pipeline.editing import DecodeSettings, decode
-from pipeline.errors import RhumbError
-from pipeline.images import as_tensor
-from pipeline.inversion import invert, round_trip_psnr
-from pipeline.jacobian import jacobian
-from pipeline.mined import Direction, JiveSettings, LocoSettings, MinedImage, MiningSettings
-from pipeline.mining import linear_strength, mine_image
 from pipeline.models.contract import Denoiser
 from pipeline.models.loading import load_denoiser
 
-PREVIEWS = 16  # directions previewed in one pass
 CHUNK = 4  # images inverted together and committed together
-BEST_PSNR = 200.0  # dB; an exact round trip has no finite one, and evidence is a number
-METHOD_VERSION = 3  # raised when the same recipe gives other numbers; part of every id
-EFFECT_SIZE = 16
-EVIDENCE = ("strength", "strength_reached", "strength_limited", "gain", "leakage", "sigma", "residual", "converged",
-            "checked", "gap", "angle", "cluster_first", "cluster_last", "iterations", "change", "joint_rank",
-            "individual_rank", "rank_rule", "kept_share", "roir_before", "roir")  # fmt: skip
-FAILURES = (RhumbError, RuntimeError, ArithmeticError, ValueError)  # of one image; what else goes wrong ends the run
 PACKAGES = ("torch", "diffusers", "numpy", "pyarrow", "faiss-cpu", "prefect", "datasets", "huggingface-hub")
-
-
-@dataclass
-class MiningReport:
-    """What one run did: images and directions added, what failed, seconds and products spent.
-
-    `skipped` names regions that an image was mined without, `refused` counts directions that were only noise.
-    """
-
-    catalog: Path
-    images: int = 0
-    directions: int = 0
-    already_done: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    refused: int = 0
-    seconds: float = 0.0
-    products: dict[str, int] = field(default_factory=lambda: {"jvp": 0, "vjp": 0})
-
-    def add(self, other: MiningReport) -> None:
-        """Add what another part of the same run did."""
-        self.images += other.images
-        self.directions += other.directions
-        self.failed.update(other.failed)
-        self.refused += other.refused
-        for kind, count in other.products.items():
-            self.products[kind] += count
-
-
-@dataclass(frozen=True)
-class MinedChunk:
-    """The records of one chunk, and what mining it took."""
-
-    chunk: Chunk
-    report: MiningReport
-
 
 MineChunk = Callable[[Sequence[SourceImage]], MinedChunk]
 Runner = Callable[[MineChunk, Sequence[Sequence[SourceImage]]], Iterable[MinedChunk]]
@@ -109,38 +55,6 @@ def model_place(recipe: Recipe) -> str:
     """Where a recipe's model lies: a folder beside the recipe before one in the working directory or on the Hub."""
     beside = recipe.resolve(recipe.model)
     return str(beside) if recipe.model != "builtin" and beside.is_dir() else recipe.model
-
-
-def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
-    """The recipe's method in the pipeline's terms; fractions of T become timestep indices."""
-    method, steps = recipe.method, denoiser.info.train_timesteps
-    start, end = method.edit.h_window or (method.timestep, 0.0)
-    return MiningSettings(
-        timestep=round(method.timestep * steps),
-        loco=LocoSettings(**dict(method.loco)),
-        jive=JiveSettings(**dict(method.jive)) if denoiser.info.bottleneck_shape else None,
-        decode=DecodeSettings(
-            steps=method.edit.steps,
-            h_window=(round(start * steps), round(end * steps)),
-            convention=method.edit.convention,
-            eta=method.edit.eta,
-            eta_share=method.edit.eta_share,
-            seed=recipe.seed,
-        ),
-        strength=method.edit.strength,
-        tolerance=method.tolerance,
-        seed=recipe.seed,
-        memory=method.memory,
-    )
-
-
-def frame_of(denoiser: Denoiser) -> Frame:
-    """What the records of a catalog of this model's directions must fit."""
-    info = denoiser.info
-    spaces: dict[str, tuple[int, ...]] = {"x": info.image_shape}
-    if info.bottleneck_shape is not None:
-        spaces["h"] = info.bottleneck_shape
-    return Frame(info.fingerprint, spaces, (info.image_shape[0], EFFECT_SIZE, EFFECT_SIZE))
 
 
 def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, repaired: Collection[str] = ()) -> Provenance:
@@ -174,194 +88,6 @@ def provenance(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, repaired
 def chunks_of(images: Sequence[SourceImage]) -> list[list[SourceImage]]:
     """The data set cut into chunks of `CHUNK`, in its own order."""
     return [list(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
-
-
-class Miner:
-    """One model bound to one recipe: turns source images into chunks of records.
-
-    `catalog` is where they are committed, which is read where the recipe asks for warm starts.
-    """
-
-    def __init__(self, recipe: Recipe, denoiser: Denoiser, catalog: Path | None = None) -> None:
-        self.recipe, self.denoiser = recipe, denoiser
-        self.neighbours = None if catalog is None or not recipe.method.warm_start else Neighbours(catalog)
-        self.settings = mining_settings(recipe, denoiser)
-        if recipe.method.memory is not None:  # a budget too small is one error here, not one for every image
-            image = torch.zeros(denoiser.info.image_shape)
-            jacobian(denoiser, image, self.settings.timestep, "x0/x", memory=recipe.method.memory)
-
-    def mine(self, images: Sequence[SourceImage], report: MiningReport) -> Chunk:
-        """Invert a chunk in one batch and mine each image; failures become records with their reason."""
-        if self.neighbours is not None:
-            self.neighbours.refresh()
-        image_records: list[ImageRecord] = []
-        regions: list[RegionRecord] = []
-        directions: list[DirectionRecord] = []
-        for image, inverted in zip(images, self._inverted(images), strict=True):
-            try:
-                record, own, found = self._records(image, inverted, report)
-            except FAILURES as error:
-                reason = f"{type(error).__name__}: {error}"
-                report.failed[image.source] = reason
-                image_records.append(self._image_record(image, failure=reason))
-                continue
-            report.images += 1
-            image_records.append(record)
-            regions += own
-            directions += found
-        report.directions += len(directions)
-        mined_images = [record.image_id for record in image_records if record.failure is None]
-        # Named by what it holds, so that a retry that succeeds is a new chunk and one that fails again is the old one.
-        name = content_id("chunk", mined_images, [r.image_id for r in image_records if r.failure is not None])
-        return Chunk(name, tuple(image_records), tuple(regions), tuple(directions))
-
-    def mine_chunk(self, images: Sequence[SourceImage]) -> MinedChunk:
-        """`mine` with a report of its own, for runners."""
-        report = MiningReport(Path())
-        return MinedChunk(self.mine(images, report), report)
-
-    def _inverted(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float] | Exception]:
-        """`_invert` of all images together; where that fails, of each by itself, with the error of those that fail."""
-        try:
-            return list(self._invert(images))
-        except FAILURES as error:
-            return [error] if len(images) == 1 else [self._inverted([image])[0] for image in images]
-
-    def _invert(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float]]:
-        """x_t (C, H, W) and round-trip PSNR of each image, inverted as one batch."""
-        x0 = torch.stack([as_tensor(image.image) for image in images]).to(self.denoiser.device, self.denoiser.dtype)
-        steps = self.recipe.method.inversion_steps
-        x_t = invert(self.denoiser, x0, self.settings.timestep, steps)
-        back = decode(self.denoiser, x_t, self.settings.timestep, DecodeSettings(steps=steps))
-        return list(zip(x_t, round_trip_psnr(x0, back).tolist(), strict=True))
-
-    def _records(
-        self, image: SourceImage, inverted: tuple[torch.Tensor, float] | Exception, report: MiningReport
-    ) -> tuple[ImageRecord, list[RegionRecord], list[DirectionRecord]]:
-        """Mine one inverted image: its records, as a catalog will accept them. Raises one of FAILURES."""
-        if isinstance(inverted, Exception):
-            raise inverted
-        x_t, psnr = inverted
-        if not (bool(torch.isfinite(x_t).all()) and psnr > -math.inf):
-            raise ArithmeticError("DDIM inversion and the way back gave values that are not finite")
-        mined = self._mine_one(image, x_t)
-        report.refused += len(mined.refused)
-        report.products["jvp"] += mined.products.jvp
-        report.products["vjp"] += mined.products.vjp
-        record = self._image_record(image, x_t, min(psnr, BEST_PSNR))
-        regions = self._region_records(image)
-        directions = self._direction_records(image, mined, x_t, regions)
-        check_records(record, regions.values(), directions, frame_of(self.denoiser))
-        return record, list(regions.values()), directions
-
-    def _mine_one(self, image: SourceImage, x_t: torch.Tensor) -> MinedImage:
-        masks = {name: torch.from_numpy(mask) for name, mask in image.masks.items()}
-        start = {} if self.neighbours is None else self.neighbours.start(image)
-        mined = mine_image(self.denoiser, x_t, masks, self.settings, start)
-        for d in mined.directions:
-            if not (math.isfinite(d.strength) and math.isfinite(d.gain) and math.isfinite(d.leakage)):
-                raise ArithmeticError(f"evidence that is not finite for {d.region} {d.space} {d.kind} {d.rank}")
-        return mined
-
-    def _image_record(
-        self,
-        image: SourceImage,
-        x_t: torch.Tensor | None = None,
-        psnr: float = math.nan,
-        failure: str | None = None,
-    ) -> ImageRecord:
-        return ImageRecord(
-            image_id=image.image_id,
-            dataset=image.dataset,
-            split=image.split,
-            source=image.source,
-            image=image.image,
-            timestep=self.settings.timestep,
-            latent=np.zeros((0,), np.float32) if x_t is None else x_t.cpu().to(torch.float32).numpy(),
-            round_trip_psnr=psnr,
-            factors=dict(image.factors),
-            failure=failure,
-        )
-
-    def _region_records(self, image: SourceImage) -> dict[str, RegionRecord]:
-        digests = mask_digests(image.masks)
-        return {
-            name: RegionRecord(
-                content_id("region", image.image_id, name, digests[name]), image.image_id, name, image.masks[name]
-            )
-            for name in image.masks
-        }
-
-    def _id(self, image: SourceImage, regions: Mapping[str, RegionRecord], *key: object) -> str:
-        """A direction's id: from what determines it, never from vector bytes or the code's commit."""
-        return content_id(
-            "direction",
-            METHOD_VERSION,
-            image.image_id,
-            self.denoiser.info.fingerprint,
-            self.recipe.numerical(),
-            sorted(region.region_id for region in regions.values()),
-            self.settings.timestep,
-            list(key),
-        )
-
-    def _direction_records(
-        self, image: SourceImage, mined: MinedImage, x_t: torch.Tensor, regions: Mapping[str, RegionRecord]
-    ) -> list[DirectionRecord]:
-        previews = self._previews(mined.directions, x_t, image)
-        records = []
-        for direction, preview in zip(mined.directions, previews, strict=True):
-            d = direction
-            parents = tuple(self._id(image, regions, d.region, d.space, "singular", rank) for rank in d.parents)
-            records.append(
-                DirectionRecord(
-                    direction_id=self._id(image, regions, d.region, d.space, d.kind, d.rank),
-                    image_id=image.image_id,
-                    dataset=image.dataset,
-                    model=self.denoiser.info.fingerprint,
-                    region=d.region,
-                    space=d.space,
-                    kind=d.kind,
-                    rank=d.rank,
-                    timestep=self.settings.timestep,
-                    vector=d.vector.cpu().to(torch.float32).numpy(),
-                    effect=small_effect(d.effect),
-                    preview=preview,
-                    spectrum=d.spectrum.cpu().to(torch.float32).numpy(),
-                    parents=parents,
-                    **{name: getattr(d, name) for name in EVIDENCE},
-                )
-            )
-        return records
-
-    def _previews(self, directions: Sequence[Direction], x_t: torch.Tensor, image: SourceImage) -> list[np.ndarray]:
-        """One-step previews: the posterior mean at -strength, 0 and +strength, side by side. Two passes each."""
-        t = self.settings.timestep
-        centre = as_picture(self.denoiser.posterior_mean(x_t[None], t)[0])
-        previews: dict[int, np.ndarray] = {}
-        for space in ("x", "h"):
-            own = [i for i, d in enumerate(directions) if d.space == space]
-            for start in range(0, len(own), PREVIEWS):
-                part = own[start : start + PREVIEWS]
-                shifts = [self._preview_shift(directions[i], image) for i in part]
-                shift = torch.cat([-torch.stack(shifts), torch.stack(shifts)])
-                if space == "x":
-                    sides = self.denoiser.posterior_mean(x_t[None] + shift, t)
-                else:
-                    sides = self.denoiser.posterior_mean(x_t[None].expand(len(shift), *x_t.shape), t, shift)
-                for i, minus, plus in zip(part, sides[: len(part)], sides[len(part) :], strict=True):
-                    previews[i] = np.concatenate([as_picture(minus), centre, as_picture(plus)], axis=1)
-        return [previews[i] for i in range(len(directions))]
-
-    def _preview_shift(self, direction: Direction, image: SourceImage) -> torch.Tensor:
-        mask = torch.from_numpy(image.masks[direction.region])
-        return linear_strength(direction, mask) * direction.vector
-
-
-def small_effect(effect: torch.Tensor) -> np.ndarray:
-    """An effect (C, H, W) averaged down to (C, 16, 16) and scaled to unit norm: what lookup by effect compares."""
-    small = torch.nn.functional.adaptive_avg_pool2d(effect[None].to(torch.float32), EFFECT_SIZE)[0]
-    return (small / small.norm().clamp(min=1e-12)).cpu().numpy()
 
 
 @torch.no_grad()

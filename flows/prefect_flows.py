@@ -16,7 +16,8 @@ from prefect.client.orchestration import get_client
 
 from flows.console import Advance, silent
 from flows.datasets import LoadedDataset, SourceImage
-from flows.mining import MineChunk, MinedChunk, MiningReport, mine
+from flows.miner import MinedChunk, MiningReport
+from flows.mining import MineChunk, mine
 from flows.recipe import Recipe
 from pipeline.errors import InputError
 from pipeline.models.contract import Denoiser

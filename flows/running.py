@@ -6,7 +6,8 @@ from pathlib import Path
 
 from flows.console import stage
 from flows.datasets import load_dataset
-from flows.mining import MiningReport, chunks_of, mine, model_place, open_model, run_directly
+from flows.miner import MiningReport
+from flows.mining import chunks_of, mine, model_place, open_model, run_directly
 from flows.recipe import Recipe
 from flows.workers import in_processes, usable_workers
 

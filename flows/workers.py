@@ -21,7 +21,8 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from flows.datasets import SourceImage
-from flows.mining import MineChunk, MinedChunk, Miner, Runner, model_place, open_model
+from flows.miner import MinedChunk, Miner
+from flows.mining import MineChunk, Runner, model_place, open_model
 from flows.recipe import Recipe
 from pipeline.errors import InputError
 from pipeline.models.contract import Denoiser

@@ -234,7 +234,7 @@ def large_here(vectors: int, products: int) -> dict[str, Any]:
     mask = torch.zeros(x_t.shape[-2:])
     mask[150:200, 90:170] = 1.0
     svd = timed("rank-1 SVD", lambda: truncated_svd(
-        Masked(operator, mask), 1, generator=torch.Generator().manual_seed(0), max_products=products, oversample=0
+        Masked(operator, mask), 1, generator=torch.Generator().manual_seed(0), max_products=products, block=1, probes=0
     ))  # fmt: skip
     found = {
         "parameters": denoiser.info.parameters, "blocks": asdict(operator.blocks), "bare": bare,

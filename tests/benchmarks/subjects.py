@@ -9,11 +9,13 @@ import torch
 
 from flows.console import stage
 from flows.datasets import SourceImage, load_builtin
-from flows.mining import as_tensor, mining_settings, open_model
+from flows.miner import mining_settings
+from flows.mining import open_model
 from flows.paths import builtin_folder, builtin_recipe
 from flows.recipe import BuiltinDataset, Recipe, load_recipe
 from pipeline.editing import DecodeSettings, decode
 from pipeline.faces.factors import FACTORS
+from pipeline.images import as_tensor
 from pipeline.inversion import invert
 from pipeline.mining import MiningSettings
 from pipeline.models.contract import Denoiser

@@ -1,7 +1,7 @@
 """Run by the tests in a process of its own: one `rhumb` command, with small chunks and, if asked, a sudden end.
 
 python -m tests.flows.driver PLAN COMMAND...: `quick` mines nothing real; `kill:FUNCTION:N` dies by SIGKILL just before
-the N-th call of FUNCTION, written as flows.mining/mine_image; `interrupt:FUNCTION:N` gets SIGINT there.
+the N-th call of FUNCTION, written as flows.miner/mine_image; `interrupt:FUNCTION:N` gets SIGINT there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import flows.miner
 import flows.mining
 from flows.cli import main
 from tests.flows import tiny
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     os.sched_getaffinity = lambda process: {0}  # one process mines unless the command asks for more
     plan, *details = sys.argv[1].split(":")
     if plan == "quick":
-        flows.mining.mine_image = tiny.quick_mine_image
+        flows.miner.mine_image = tiny.quick_mine_image
     else:
         end_at(details[0], int(details[1]), signal.SIGKILL if plan == "kill" else signal.SIGINT)
     sys.exit(main(sys.argv[2:]))

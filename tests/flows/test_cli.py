@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import flows.commands
-import flows.mining
+import flows.miner
 from catalog.reader import Catalog
 from flows.cli import build_parser
 from tests.flows import tiny
@@ -365,7 +365,7 @@ BAD: dict[Callable[[Path, Path], None], str] = {
 def test_what_cannot_be_mined_is_one_clear_error_and_nothing_is_written(
     spoil: Callable[[Path, Path], None], world: Path, tiny_model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", None)
+    monkeypatch.setattr(flows.miner, "mine_image", None)
     spoil(world, tiny_model)
     before = tiny.tree(world)
     assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog") == 2
@@ -482,7 +482,7 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_skipped_regions_are_named(world: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     Image.new("L", (37, 29), 0).save(world / "masks" / "a_mouth.png")
     assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog") == 0
     assert "skipped: a.png: the mask of mouth is empty" in capsys.readouterr().out
@@ -491,7 +491,7 @@ def test_skipped_regions_are_named(world: Path, capsys: Capture, monkeypatch: py
 def test_a_model_beside_its_recipe_is_found_from_any_folder(
     world: Path, tiny_model: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     shutil.copytree(tiny_model, world / "models" / "mine")
     path = tiny.recipe(world, Path("models/mine"))
     assert tiny.run("mine", path, "--out", world / "catalog") == 0

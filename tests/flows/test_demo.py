@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-import flows.mining
+import flows.miner
 from catalog.verify import verify
 from tests.flows import tiny
 
@@ -49,7 +49,7 @@ def test_the_built_in_demo_leaves_catalog_hub_pack_page_and_sheet(
 def test_a_demo_run_again_keeps_what_is_published(
     world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     asked = ("demo", "--out", world / "demo", "--recipe", world / "recipe.yaml")
     assert tiny.run(*asked) == 0
     assert "open " in capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_a_demo_run_again_keeps_what_is_published(
 def test_a_demo_whose_catalog_grew_after_publication_says_so(
     world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     whole = (world / "photos" / "b.jpg").read_bytes()
     (world / "photos" / "b.jpg").write_bytes(b"")
     asked = ("demo", "--out", world / "demo", "--recipe", world / "recipe.yaml")

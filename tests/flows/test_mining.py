@@ -10,21 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import flows.mining
+import flows.miner
 from catalog.lookup import transfer_candidates
 from catalog.reader import Catalog
 from catalog.verify import verify
 from flows.datasets import LoadedDataset, load_dataset
-from flows.mining import (
-    Miner,
-    MiningReport,
-    chunks_of,
-    mine,
-    mining_settings,
-    open_model,
-    provenance,
-    small_effect,
-)
+from flows.miner import Miner, MiningReport, mining_settings, small_effect
+from flows.mining import chunks_of, mine, open_model, provenance
 from flows.ranks import check_ranks
 from flows.recipe import Recipe, load_recipe
 from pipeline.errors import InputError
@@ -102,7 +94,7 @@ def test_vectors_have_unit_norm_and_images_their_round_trip(mined: Path) -> None
 def test_ids_depend_on_settings_and_seed_and_on_nothing_else(
     world: Path, tiny_model: Path, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
 
     def ids(**changes: Any) -> set[str]:
         recipe = load_recipe(tiny.recipe(world, tiny_model, **changes))
@@ -126,7 +118,7 @@ def test_an_image_fails_alone_within_its_chunk(
         return tiny.quick_mine_image(*asked)
 
     calls: list[int] = []
-    monkeypatch.setattr(flows.mining, "mine_image", fails_on_second)
+    monkeypatch.setattr(flows.miner, "mine_image", fails_on_second)
     report = MiningReport(Path())
     chunk = Miner(recipe, denoiser).mine(data.images, report)
     assert [record.failure is None for record in chunk.images] == [True, False, True]
@@ -143,7 +135,7 @@ def test_evidence_that_is_not_finite_is_a_failure_and_never_stored(
         object.__setattr__(mined.directions[0], "strength", float("nan"))
         return mined
 
-    monkeypatch.setattr(flows.mining, "mine_image", broken)
+    monkeypatch.setattr(flows.miner, "mine_image", broken)
     chunk = Miner(recipe, denoiser).mine(data.images[:1], MiningReport(Path()))
     assert chunk.directions == ()
     assert "not finite" in str(chunk.images[0].failure)
@@ -153,7 +145,7 @@ def test_an_inversion_that_diverges_is_a_failure(
     recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = (1, *denoiser.info.image_shape)
-    monkeypatch.setattr(flows.mining, "invert", lambda *_: torch.full(shape, torch.nan))
+    monkeypatch.setattr(flows.miner, "invert", lambda *_: torch.full(shape, torch.nan))
     chunk = Miner(recipe, denoiser).mine(data.images[:1], MiningReport(Path()))
     assert "DDIM inversion" in str(chunk.images[0].failure)
 
@@ -166,9 +158,9 @@ def test_an_image_that_cannot_be_inverted_fails_alone(
             raise ZeroDivisionError("alpha = 0")
         return real(model, x0, *asked)
 
-    second, real = as_tensor(data.images[1].image), flows.mining.invert
-    monkeypatch.setattr(flows.mining, "invert", breaks_on_second)
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    second, real = as_tensor(data.images[1].image), flows.miner.invert
+    monkeypatch.setattr(flows.miner, "invert", breaks_on_second)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     report = MiningReport(Path())
     chunk = Miner(recipe, denoiser).mine(data.images, report)
     assert report.failed == {data.images[1].source: "ZeroDivisionError: alpha = 0"}
@@ -186,7 +178,7 @@ def test_records_that_no_catalog_would_take_fail_their_image_alone(
         return mined
 
     calls: list[int] = []
-    monkeypatch.setattr(flows.mining, "mine_image", without_effect)
+    monkeypatch.setattr(flows.miner, "mine_image", without_effect)
     assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog", "--json") == 1
     report = tiny.parsed(capsys.readouterr().out)
     assert (report["images"], list(report["failed"])) == (2, ["b.jpg"])
@@ -200,7 +192,7 @@ def test_a_timestep_that_is_noise_alone_is_refused_by_name_before_any_work(
     noisy = UNet2DDenoiser(tiny_unet(size=16), tiny_scheduler(rescale_betas_zero_snr=True))
     last = recipe.model_copy(update={"method": recipe.method.model_copy(update={"timestep": 0.98})})
     assert noisy.alpha_sigma(49)[0] == 0.0
-    monkeypatch.setattr(flows.mining, "invert", None)
+    monkeypatch.setattr(flows.miner, "invert", None)
     with pytest.raises(InputError, match=r"recipe: method.timestep: found 0.98, .* noise alone"):
         mine(last, tmp_path / "catalog", noisy, data)
     assert not (tmp_path / "catalog").exists()
@@ -269,8 +261,8 @@ def test_ranks_left_to_a_rule_reach_the_records_with_the_rules_name(
 def test_an_exact_round_trip_has_a_finite_psnr(
     recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
-    monkeypatch.setattr(flows.mining, "round_trip_psnr", lambda x0, back: torch.full((len(x0),), torch.inf))
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "round_trip_psnr", lambda x0, back: torch.full((len(x0),), torch.inf))
     chunk = Miner(recipe, denoiser).mine(data.images, MiningReport(Path()))
     assert all(np.isfinite(record.round_trip_psnr) for record in chunk.images)
 

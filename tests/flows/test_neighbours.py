@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import flows.mining
+import flows.miner
 from catalog.manifest import load, shard
 from catalog.reader import Catalog
 from catalog.verify import verify
 from flows.datasets import LoadedDataset, load_dataset
-from flows.mining import Miner, MiningReport, open_model
+from flows.miner import Miner, MiningReport
+from flows.mining import open_model
 from flows.neighbours import Neighbours
 from flows.recipe import load_recipe
 from flows.workers import in_processes
@@ -39,7 +40,7 @@ def data_of(folder: Path, denoiser: Denoiser) -> LoadedDataset:
 def spied(monkeypatch: pytest.MonkeyPatch, *, quick: bool = False, interrupted_at: int = 0) -> Starts:
     """Every start that `mine_image` is given from now on; Ctrl-C at one of the calls, if asked."""
     seen: Starts = []
-    real = tiny.quick_mine_image if quick else flows.mining.mine_image
+    real = tiny.quick_mine_image if quick else flows.miner.mine_image
 
     def spy(*asked: Any) -> Any:
         seen.append(asked[4])
@@ -47,7 +48,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, *, quick: bool = False, interrupted_a
             raise KeyboardInterrupt
         return real(*asked)
 
-    monkeypatch.setattr(flows.mining, "mine_image", spy)
+    monkeypatch.setattr(flows.miner, "mine_image", spy)
     return seen
 
 
@@ -171,7 +172,7 @@ def test_a_worker_starts_from_what_the_parent_has_committed(
 
 
 def test_without_the_key_no_catalog_is_read(world: Path, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.mining, "Neighbours", None)
+    monkeypatch.setattr(flows.miner, "Neighbours", None)
     seen = spied(monkeypatch, quick=True)
     recipe = load_recipe(world / "recipe.yaml")
     Miner(recipe, denoiser, world / "catalog").mine(data_of(world, denoiser).images, MiningReport(world))

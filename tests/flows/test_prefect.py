@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import flows.mining
+import flows.miner
 from catalog.verify import verify
 from tests.flows import tiny
 
@@ -38,7 +38,7 @@ def test_a_prefect_run_with_an_embedded_server_mines_the_same_catalog(
     assert done.stderr.count("Finished in state Completed()") == 3  # two chunks and the flow
     assert "chunk of a.png" in done.stderr
     assert verify(world / "catalog").ok
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     assert tiny.run("mine", world / "recipe.yaml", "--out", world / "direct") == 0
     assert tiny.direction_ids(world / "direct") == tiny.direction_ids(world / "catalog")
 

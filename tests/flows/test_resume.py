@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-import flows.mining
+import flows.miner
 from catalog.reader import Catalog
 from catalog.verify import verify
 from tests.flows import tiny
@@ -81,7 +81,7 @@ def fill_the_disk() -> None:
 
 # How the run ends, and in how many processes it mines: in the middle of the second chunk, or before its commit.
 ENDINGS = {
-    "killed while mining": ("kill:flows.mining/mine_image:4", 1, -signal.SIGKILL),
+    "killed while mining": ("kill:flows.miner/mine_image:4", 1, -signal.SIGKILL),
     "killed with its workers at work": ("kill:flows.mining/CatalogWriter/commit:2", 2, -signal.SIGKILL),
     "interrupted with its workers at work": ("interrupt:flows.mining/CatalogWriter/commit:2", 2, 130),
 }
@@ -130,7 +130,7 @@ def test_a_worker_that_dies_is_one_clear_error_and_the_run_continues(
         def shutdown(self, cancel_futures: bool) -> None: ...
 
     asked = ("mine", world / "recipe.yaml", "--out", world / "catalog")
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     with monkeypatch.context() as patch:
         patch.setattr("flows.workers.ProcessPoolExecutor", Broken)
         assert tiny.run(*asked, "--workers", 2) == 2
@@ -144,7 +144,7 @@ def test_mining_again_what_is_done_computes_and_changes_nothing(
     mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copy_of(mined, tmp_path / "world", catalog=True)
-    monkeypatch.setattr(flows.mining, "mine_image", None)
+    monkeypatch.setattr(flows.miner, "mine_image", None)
     assert tiny.run("mine", folder / "recipe.yaml", "--out", folder / "catalog", "--json") == 0
     report = tiny.parsed(capsys.readouterr().out)
     assert (report["images"], report["already_done"], report["directions"]) == (0, 5, 0)
@@ -154,8 +154,8 @@ def test_mining_again_what_is_done_computes_and_changes_nothing(
 # Command (with {w} for the folder), where it is cut and at which call, and what must not be there afterwards.
 STAGES: dict[str, tuple[str, str, int]] = {
     "loading the model": ("mine {w}/recipe.yaml --out {w}/new", "flows.running.open_model", 1),
-    "inverting": ("mine {w}/recipe.yaml --out {w}/new", "flows.mining.invert", 2),
-    "mining": ("mine {w}/recipe.yaml --out {w}/new", "flows.mining.mine_image", 2),
+    "inverting": ("mine {w}/recipe.yaml --out {w}/new", "flows.miner.invert", 2),
+    "mining": ("mine {w}/recipe.yaml --out {w}/new", "flows.miner.mine_image", 2),
     "committing": ("mine {w}/recipe.yaml --out {w}/new", "catalog.writer._stage_table", 5),
     "indexing": ("index {w}/catalog", "catalog.index.search_vectors", 2),
     "searching": ("similar {w}/catalog {id}", "flows.commands.find_similar", 1),
@@ -176,7 +176,7 @@ STAGES: dict[str, tuple[str, str, int]] = {
 def stand(mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a catalog, a published pack and a recipe, where mining is quick and training is small."""
     folder = copy_of(mined, tmp_path / "world", catalog=True)
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     monkeypatch.setattr("flows.training.DenoiserTraining", tiny.small_training)
     monkeypatch.setattr("flows.training.sample_sheet", lambda *_: np.zeros((4, 4, 3), np.uint8))
     return folder
@@ -271,7 +271,7 @@ def test_a_failed_image_is_recorded_not_counted_and_tried_again(
             raise RuntimeError("out of memory")
         return tiny.quick_mine_image(*asked)
 
-    monkeypatch.setattr(flows.mining, "mine_image", fails_once)
+    monkeypatch.setattr(flows.miner, "mine_image", fails_once)
     assert tiny.run(*command) == 1
     report = tiny.parsed(capsys.readouterr().out)
     assert (report["images"], report["failed"]) == (2, {"b.jpg": "RuntimeError: out of memory"})
@@ -296,7 +296,7 @@ def test_an_image_that_fails_again_and_again_stays_failed_and_the_catalog_sound(
     def fails(*asked: Any) -> Any:
         raise ArithmeticError("not finite")
 
-    monkeypatch.setattr(flows.mining, "mine_image", fails)
+    monkeypatch.setattr(flows.miner, "mine_image", fails)
     for _ in range(3):
         assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog") == 1
         assert images(world / "catalog") == 0
@@ -306,7 +306,7 @@ def test_an_image_that_fails_again_and_again_stays_failed_and_the_catalog_sound(
 def test_a_broken_file_is_recorded_and_mined_once_it_is_repaired(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     command = ("mine", world / "recipe.yaml", "--out", world / "catalog", "--json")
     whole = (world / "photos" / "b.jpg").read_bytes()
     (world / "photos" / "b.jpg").write_bytes(whole[:40])
@@ -329,7 +329,7 @@ def test_a_broken_file_is_recorded_and_mined_once_it_is_repaired(
 def test_other_pictures_may_not_continue_a_catalog(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(flows.mining, "mine_image", tiny.quick_mine_image)
+    monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog") == 0
     before = tiny.tree(world / "catalog")
     tiny.photograph(77, (20, 20)).save(world / "photos" / "a.png")
