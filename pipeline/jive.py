@@ -90,7 +90,7 @@ def jive(
         blocks: at least two matrices (r_i, D), same D, finite, none all zero; tensors or arrays.
         joint_rank: r_C, 0 to rank of the space. Left out: that of `choice`.
         individual_ranks: r_A,i per block; r_C + r_A,i (with `orthogonal_individuals`, r_C + sum r_A,i) must fit. Left
-            out: those of `choice`, each as far as a given `joint_rank` leaves room.
+            out: those of `choice` and what a smaller `joint_rank` than its own frees, as far as there is room.
         choice: ranks chosen beforehand. Left out where it is needed: `choose_ranks` with its defaults and this `scale`,
             which takes the blocks for signal plus white noise.
         center: subtract each row's mean first, as r.jive does for variables measured on D samples; the parts are then
@@ -110,11 +110,10 @@ def jive(
         InputError: fewer than two blocks, mismatching widths, NaN, a zero block, ranks larger than the space, or ranks
             that cannot be chosen.
     """
-    rows = [torch.as_tensor(block) for block in blocks]
+    rows = _matrices(blocks)
     check_blocks(rows)
     if center:
-        rows = [block - block.mean(dim=1, keepdim=True) for block in rows]
-        check_blocks(rows)
+        rows = _centred(rows)
     if not (tolerance > 0 and max_iterations >= 1):
         raise InputError("tolerance, max_iterations", (tolerance, max_iterations), "a positive number, at least 1")
     used = _ranks(rows, joint_rank, individual_ranks, choice, scale)
@@ -140,6 +139,28 @@ def jive(
     return _result(state, basis, scales, rows[0], iterations, converged, used)
 
 
+def _matrices(blocks: Sequence[torch.Tensor | np.ndarray]) -> list[torch.Tensor]:
+    """The blocks as tensors of one floating dtype, the widest of theirs; integers become float64."""
+    rows = [block if isinstance(block, torch.Tensor) else torch.from_numpy(np.array(block)) for block in blocks]
+    for i, block in enumerate(rows):
+        if block.is_complex() or block.dtype == torch.bool:
+            raise InputError(f"block {i}", block.dtype, "real numbers")
+    rows = [block if block.is_floating_point() else block.double() for block in rows]
+    widest = torch.float64 if any(block.dtype == torch.float64 for block in rows) else torch.float32
+    return [block.to(widest) for block in rows]
+
+
+def _centred(rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Rows less their means. Raises InputError where nothing but rounding is left of a block."""
+    centred = [block - block.mean(dim=1, keepdim=True) for block in rows]
+    for i, (before, after) in enumerate(zip(rows, centred, strict=True)):
+        if not float(after.norm()) > null_level(before.dtype) * float(before.norm()):
+            raise InputError(
+                f"block {i}", "rows that are constant", "rows that vary", "Leave it out, or do not centre."
+            )
+    return centred
+
+
 def _ranks(
     blocks: Sequence[torch.Tensor],
     joint_rank: int | None,
@@ -154,7 +175,9 @@ def _ranks(
     joint = choice.joint_rank if joint_rank is None else joint_rank
     room = min(sum(len(block) for block in blocks), blocks[0].shape[1]) - joint
     if individual_ranks is None:
-        individual_ranks = [max(0, min(rank, room)) for rank in choice.individual_ranks]
+        freed = max(0, choice.joint_rank - joint)  # what is not joint any more is left for the individual parts
+        most = [min(len(block), room) for block in blocks]
+        individual_ranks = [max(0, min(r + freed, m)) for r, m in zip(choice.individual_ranks, most, strict=True)]
     return replace(choice, joint_rank=joint, individual_ranks=tuple(individual_ranks))
 
 

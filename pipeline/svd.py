@@ -27,7 +27,9 @@ class TruncatedSVD:
     `residuals` (r,) is ||A^T u - sigma v|| / sigma_1: the part of A^T u computed with products, plus an estimate of
     what the rest can add at most. The other residual, ||A v - sigma u||, is zero up to rounding by construction.
     `converged` (r,) says residual <= tolerance: close to a singular triplet, not proof that no larger one was missed.
-    `checked`: fresh random vectors, taken after convergence, raised no wanted value by a quarter of its tolerance.
+    `checked`: fresh random vectors, taken twice through A^T and A after convergence, raised no wanted value by a
+    quarter of its tolerance. That finds a missed value which stands out from those below the wanted ones, such as
+    another copy of a multiple one; in a flat spectrum one may still hide.
     `certificate`: what residuals and gaps prove about the vectors; values beyond rank r are known as Ritz values only.
     Where the operator has numerical rank below r, the last triplets have sigma = 0, u = 0 and `null` True.
     `products`: everything spent, one count shared by all results of a `masked_svds` call.
@@ -139,8 +141,10 @@ def masked_svds(
         size = tuple(op.shape_out[-2:])
         if tuple(mask.shape) != size:
             raise InputError(f"mask {name}", f"shape {tuple(mask.shape)}", f"shape {size}")
-        limit = tolerance if isinstance(tolerance, int | float) else tolerance.get(name, math.nan)
+        limit = float(tolerance.get(name, math.nan) if isinstance(tolerance, Mapping) else tolerance)
         weights = mask.to(device=op.device, dtype=torch.float64).expand(op.shape_out).flatten()
+        if not bool(((weights >= 0) & (weights <= 1)).all()):  # false for NaN too
+            raise InputError(f"mask {name}", "weights that are NaN, negative or above 1", "weights in [0, 1]")
         wanted.append(Wanted(name, weights, ranks[name], limit))
     search = Search(op, wanted, generator, max_products, (block, probes), max_basis)
     search.run(start)

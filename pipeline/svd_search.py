@@ -25,7 +25,9 @@ _FINE = 0.5  # share of a tolerance that the unseen part of a residual may take
 _EXPAND = 0.5  # residual directions below this share of the tolerance are not worth a product
 _DROP = 0.3  # directions this much weaker than the strongest one wait for a later round
 _LARGE = 0.5  # masks over this share of the output are served by the common random start
-_ADJOINT = 0.1  # relative difference between u^T (A v) and (A^T u)^T v that no rounding explains
+_ADJOINT = 0.1  # relative difference between u^T (A v) and (A^T u)^T v over both bases that no rounding explains
+_PAIR = 0.2  # the same for one random pair, in units of the standard deviation of either side
+_ROUNDING = 16.0  # unit roundings of sigma_1 below which no residual is known
 _RISE = 0.25  # a wanted value that fresh vectors raise by more than this share of its tolerance hides a missed one
 _POWER = 2  # passes A^T, A that fresh vectors take before they are compared with what was found
 
@@ -131,8 +133,9 @@ class Search:
         total = sum(item.rank for item in wanted)
         self.most = max(item.rank for item in wanted)
         self.max_basis = 64 + 2 * total if max_basis is None else max_basis
-        if self.max_basis < 2 * self.most:
-            raise InputError("max_basis", self.max_basis, f"at least twice the largest rank, {2 * self.most}")
+        least = total + max(2 * self.most, _POWER * self.probes * (1 + len(wanted)))
+        if self.max_basis < least:
+            raise InputError("max_basis", self.max_basis, f"at least {least}, the ranks together and room for a block")
         if self.block < 1 or self.probes < 0:
             raise InputError("block, probes", randoms, "at least 1 random vector to start with, 0 to check with")
         self.budget = 100 + 40 * total if max_products is None else max_products
@@ -236,11 +239,13 @@ class Search:
         """Residual rows (j, n_in) outside Q in units of their tolerance; sets `residual` and `unseen` (j,)."""
         inside = left @ self.p.T
         rows = inside @ self.z
-        # By Rayleigh-Ritz the true residual is orthogonal to Q, sigma v included; what remains is the residual.
+        # By Rayleigh-Ritz the true residual is orthogonal to Q, sigma v included; what remains is the residual, and
+        # inside Q what the transposed products are off the forward ones: no more than rounding where both are exact.
+        mismatch = inside @ (self.z @ self.q.T - self.p @ self.y.T)
         for _ in range(2):
             rows = rows - (rows @ self.q.T) @ self.q
         rows = rows * self.scale[:, None]
-        self.residual = rows.norm(dim=1)
+        self.residual = (rows.square().sum(1) + (mismatch.norm(dim=1) * self.scale).square()).sqrt()
         self.unseen = self._outside(left).norm(dim=1) * self.scale * (self.gain or self.norm)
         return rows
 
@@ -287,12 +292,23 @@ class Search:
             turn = _leading(left @ self.p.T, 1e-3, self.max_basis // 2)
             self.p, self.z = turn @ self.p, turn @ self.z
 
+    def _check_pair(self) -> None:
+        """Compare u^T (A v) with (A^T u)^T v for one random pair, which also sees what A^T drops for good."""
+        if self.left_over < 2 * self.most + 2:
+            return
+        v, u = self._random(1, self.n_in), self._random(1, self.n_out)
+        image, back = self._forward(v), self._backward(u)
+        size = max(float(image.norm()) * float(u.norm()) / self.n_out**0.5, float(back.norm()))
+        self._compare(float((u * image).sum() - (back * v).sum()), size, _PAIR)
+
     def _check_adjoint(self) -> None:
         """Compare u^T (A v) with (A^T u)^T v for all vectors at hand, which costs no product."""
         forth, back = self.p @ self.y.T, self.z @ self.q.T
-        size = max(float(forth.norm()), float(back.norm()))
-        gap = float((forth - back).norm()) / size if size > 0 else 0.0
-        if gap > _ADJOINT:
+        self._compare(float((forth - back).norm()), max(float(forth.norm()), float(back.norm())), _ADJOINT)
+
+    def _compare(self, difference: float, size: float, limit: float) -> None:
+        gap = abs(difference) / size if size > 0 else 0.0
+        if gap > limit:
             raise InputError(
                 "operator",
                 f"transposed products that differ from the forward ones by {gap:.0%}",
@@ -302,6 +318,7 @@ class Search:
 
     def run(self, start: torch.Tensor | None) -> None:
         """The whole search; afterwards every wanted operator has its triplets, converged or not."""
+        self._check_pair()
         self._begin(start)
         self._search()
         self._complete()
@@ -341,6 +358,7 @@ class Search:
         rows = rows - (rows @ self.q.T) @ self.q
         error = rows.norm(dim=1) + self._outside(beyond).norm(dim=1) * (self.gain or self.norm)
         every = torch.cat([residuals.double() * float(item.sigma[0]), error.double()])
+        every = every.clamp(min=_ROUNDING * torch.finfo(self.dtype).eps * float(item.sigma[0]))
         return certify(torch.cat([item.sigma, item.next[0]]), every, item.rank)
 
     def triplets(self, item: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

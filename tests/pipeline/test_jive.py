@@ -185,3 +185,26 @@ def test_bad_input_is_named() -> None:
     for given_blocks, joint, ranks, options, message in cases:
         with pytest.raises(InputError, match=message):
             jive(given_blocks, joint, ranks, **options)  # type: ignore[arg-type]
+
+
+def test_integers_are_numbers_and_truth_values_are_not() -> None:
+    whole = [np.random.default_rng(i).integers(-5, 6, (4, 12)) for i in range(3)]
+    one, two = jive(whole, 1, [1, 1, 1]), jive([block.astype(np.float64) for block in whole], 1, [1, 1, 1])
+    assert torch.equal(one.joint_basis, two.joint_basis)
+    with pytest.raises(InputError, match="block 0"):
+        jive([block > 0 for block in whole], 1, [1, 1, 1])
+
+
+def test_constant_rows_have_nothing_to_centre() -> None:
+    with pytest.raises(InputError, match="rows that are constant"):
+        jive([0.1 * np.ones((3, 11)), np.random.default_rng(0).normal(size=(3, 11))], 1, [1, 1], center=True)
+
+
+def test_a_smaller_joint_rank_leaves_its_directions_to_the_individual_parts() -> None:
+    g = torch.Generator().manual_seed(0)
+    shared = torch.randn(3, 80, generator=g, dtype=torch.float64)
+    made = [torch.randn(9, 3, generator=g, dtype=torch.float64) @ shared for _ in range(3)]
+    made = [block + 0.05 * torch.randn(9, 80, generator=g, dtype=torch.float64) for block in made]
+    free, held = jive(made), jive(made, 1)
+    assert free.ranks.joint_rank == 3
+    assert held.ranks.individual_ranks == tuple(rank + 2 for rank in free.ranks.individual_ranks)

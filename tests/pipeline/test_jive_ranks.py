@@ -142,7 +142,9 @@ def test_jive_uses_the_chosen_ranks_and_says_so() -> None:
     other = choose_ranks(blocks, "permutation")
     assert jive(blocks, choice=other).ranks is not None and jive(blocks, choice=other).ranks.rule == "permutation"
     half = jive(blocks, 0, choice=other)
-    assert half.ranks.joint_rank == 0 and half.ranks.individual_ranks == other.individual_ranks
+    assert half.ranks.joint_rank == 0 and half.ranks.individual_ranks == tuple(
+        rank + other.joint_rank for rank in other.individual_ranks
+    )
     assert half.ranks.rule == "permutation"
     narrow = jive(blocks, 47, choice=other)
     assert narrow.ranks.individual_ranks == (1, 1, 1)

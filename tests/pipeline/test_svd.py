@@ -319,3 +319,47 @@ def test_the_batch_size_of_products_changes_nothing_beyond_rounding(block: int, 
     one, two = (truncated_svd(op, 4, generator=seeded(seed), tolerance=1e-4) for op in (whole, parts))
     torch.testing.assert_close(one.v, two.v, atol=1e-8, rtol=0)
     assert one.products == two.products
+
+
+def test_an_adjoint_that_drops_part_of_the_operator_is_caught_by_a_random_pair() -> None:
+    op = with_spectrum(0.9 ** torch.arange(30), 60, 50)
+    deaf = op.matrix.clone()
+    deaf[:, :30] = 0  # half of the inputs get no gradient: no product with A^T ever leads there
+    caught = 0
+    for seed in range(10):
+        try:
+            truncated_svd(Wrong(op, deaf), 3, generator=seeded(seed))
+        except InputError as error:
+            assert "transpose of matvec" in str(error)
+            caught += 1
+    assert caught >= 7  # one pair may agree by chance
+
+
+def test_products_that_are_off_show_in_the_residuals() -> None:
+    op = with_spectrum(0.9 ** torch.arange(30), 60, 50)
+    noisy = op.matrix + 2e-3 * torch.randn(50, 60, generator=seeded(), dtype=torch.float64)
+    svd = truncated_svd(Wrong(op, noisy), 3, generator=seeded(), tolerance=1e-3, max_products=200)
+    exact = op.matrix.T @ svd.u.flatten(1).T - (svd.sigma[:, None] * svd.v).T
+    assert float(exact.norm(dim=0).max()) < 20 * float(svd.residuals.max())
+    assert not bool(svd.converged.all())
+
+
+def test_equal_values_are_one_cluster_at_rounding_too() -> None:
+    svd = truncated_svd(Dense(2 * torch.eye(6, dtype=torch.float64), (6,), (6,)), 3, generator=seeded())
+    assert svd.certificate.first.tolist() == [0, 0, 0]
+    assert float(svd.certificate.angle.min()) > 1.5
+
+
+@pytest.mark.parametrize("weight", [float("nan"), -0.5, 255.0])
+def test_weights_that_are_no_mask_are_refused(weight: float) -> None:
+    op, masks = localised(8)
+    bad = masks["a"].clone()
+    bad[0, 0] = weight
+    with pytest.raises(InputError, match="mask a"):
+        masked_svds(op, {"a": bad}, {"a": 1}, generator=seeded())
+
+
+def test_a_basis_without_room_is_refused() -> None:
+    op, masks = localised(8)
+    with pytest.raises(InputError, match="max_basis"):
+        masked_svds(op, masks, dict.fromkeys(masks, 5), generator=seeded(), max_basis=20)
