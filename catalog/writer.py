@@ -142,6 +142,12 @@ class CatalogWriter:
         return frozenset(self._known()["images"])
 
     @property
+    def masks(self) -> dict[tuple[str, str], str]:
+        """The committed region id of each (image id, region)."""
+        self._known()
+        return dict(self._masks)
+
+    @property
     def failed_images(self) -> dict[str, str]:
         """Image id to reason, for images that were tried and not mined, nor repaired and mined since."""
         return {image: entry.reason for image, entry in self.manifest.failures.items()}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from flows.datasets import image_id
+from flows.datasets.contract import image_id
 from pipeline.faces.dataset import FIRST_SEED, SPLITS, Face, builtin_faces
 from pipeline.faces.factors import FACTORS, OWNER, REGIONS, SCENE
 

@@ -32,7 +32,11 @@ ENVIRONMENT = {
 
 
 CATALOG: Spec = ("catalog", {"type": Path, "metavar": "CATALOG", "help": "catalog folder"})
-RECIPE: Spec = ("recipe", {"type": Path, "metavar": "RECIPE", "help": "YAML recipe"})
+RECIPE: Spec = (
+    "recipe",
+    {"type": Path, "metavar": "RECIPE", "help": "YAML recipe, or the name of a built-in one such as celebahq, whose "
+     "relative paths then start at the working directory"},
+)  # fmt: skip
 REPO: Spec = ("repo", {"metavar": "REPO", "help": "file:///HUB/ORG/NAME or a path HUB/ORG/NAME"})
 VERSION: Spec = ("--version", {"required": True, "metavar": "X.Y.Z", "help": "version of the pack"})
 IMAGE: Spec = (
@@ -81,6 +85,17 @@ def _add_mining(add: Add) -> None:
         ("--recipe", {"type": Path, "default": None, "help": "another recipe than the built-in one"}),
         ("--limit", {"type": int, "default": None, "help": "fewer images than the recipe says"}),
     )
+    add(
+        "plan",
+        "check that everything a recipe needs is here, and estimate what it costs; nothing is run or downloaded",
+        RECIPE,
+        (
+            "--out",
+            {"type": Path, "default": None, "metavar": "CATALOG", "help": "the catalog's place, if free disk is to be "
+             "checked"},
+        ),
+        ("--no-measure", {"action": "store_true", "help": "do not time a forward pass on this machine"}),
+    )  # fmt: skip
     add(
         "mine",
         "mine the directions of every image of a recipe into a catalog; run again to resume",
@@ -185,7 +200,25 @@ def _add_checks(add: Add) -> None:
         "inspect",
         "print what a model is: family, prediction type, shapes, schedule",
         ("model", {"metavar": "MODEL", "help": "builtin, a diffusers folder or a Hub id"}),
+        ("--revision", {"default": None, "help": "branch, tag or commit of a Hub id"}),
+        ("--class-label", {"type": int, "default": None, "metavar": "N", "help": "class of a class-conditional model"}),
     )
+    add(
+        "convert",
+        "turn a guided-diffusion, improved-diffusion or P2 checkpoint into a diffusers folder",
+        ("checkpoint", {"type": Path, "metavar": "CHECKPOINT", "help": "the .pt file; nothing in it is run"}),
+        (
+            "--preset",
+            {"required": True, "metavar": "NAME",
+             "help": "which published model it is, such as metfaces-p2 or lsun-cat-adm, or custom, with --set"},
+        ),
+        (
+            "--set",
+            {"action": "append", "default": [], "metavar": "KEY=VALUE", "dest": "settings",
+             "help": "a flag of the original scripts that differs, such as num_channels=128; may be repeated"},
+        ),
+        _out("FOLDER", "the diffusers folder, new or empty"),
+    )  # fmt: skip
 
 
 def _add_training(add: Add) -> None:

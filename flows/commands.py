@@ -23,7 +23,8 @@ from catalog.lookup import transfer_candidates
 from catalog.reader import Catalog
 from catalog.verify import verify as verify_catalog
 from flows.console import answer, say, stage, table
-from flows.recipe import load_recipe
+from flows.model_choice import ModelChoice
+from flows.named_recipes import open_recipe
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,15 +57,33 @@ def _print_mining(report: MiningReport) -> None:
             say(f"{word}: {source}: {reason}")
 
 
+def plan(arguments: Namespace) -> int:
+    """`rhumb plan RECIPE`."""
+    from flows.planning import plan as make_plan
+    from flows.planning import show
+
+    found = make_plan(arguments.recipe, arguments.out, not arguments.no_measure)
+    answer(plain(found), arguments.json, lambda: show(found))
+    return 0 if found.ready else 2
+
+
 def mine(arguments: Namespace) -> int:
     """`rhumb mine RECIPE --out CATALOG`."""
     from flows.running import run_mining
 
-    report = run_mining(load_recipe(arguments.recipe), arguments.out, arguments.prefect, arguments.workers)
-    if report.images or report.already_done:
+    report = run_mining(open_recipe(arguments.recipe), arguments.out, arguments.prefect, arguments.workers)
+    if (report.images or report.already_done) and not _indexed(arguments.out):
         build_indexes(arguments.out)
     answer(plain(report), arguments.json, lambda: _print_mining(report))
     return 1 if report.failed else 0
+
+
+def _indexed(folder: Path) -> bool:
+    """Whether the catalog has indexes of the directions that it holds now."""
+    with Catalog.open(folder) as catalog:
+        entries = catalog.manifest.indexes.values()
+        now = catalog.manifest.directions_fingerprint
+        return bool(entries) and all(entry.directions_fingerprint == now for entry in entries)
 
 
 def index(arguments: Namespace) -> None:
@@ -151,10 +170,10 @@ def homogeneity(arguments: Namespace) -> None:
 
 def transfer(arguments: Namespace) -> None:
     """`rhumb transfer CATALOG --image PNG --region R`."""
-    from flows.editing import load_picture, region_mask
+    from flows.editing import fit_of, load_picture, picture_shape, region_mask
 
     with Catalog.open(arguments.catalog) as catalog:
-        image = load_picture(arguments.image, catalog.manifest.provenance.spaces["x"])
+        image = load_picture(arguments.image, picture_shape(catalog), fit_of(catalog))
         mask = region_mask(catalog, arguments.mask, arguments.image, arguments.region, image)
         found = transfer_candidates(catalog, image, mask, arguments.region, arguments.k)
     rows = [
@@ -278,11 +297,33 @@ def inspect(arguments: Namespace) -> None:
     """`rhumb inspect MODEL`."""
     from flows.mining import open_model
 
-    info = dataclasses.asdict(open_model(arguments.model).info)
+    denoiser = open_model(
+        ModelChoice.model_construct(
+            reference=arguments.model, revision=arguments.revision, class_label=arguments.class_label
+        )
+    )
+    info, origin = dataclasses.asdict(denoiser.info), denoiser.origin
     rows = [
         (name.replace("_", " "), " x ".join(map(str, v)) if isinstance(v, tuple) else v) for name, v in info.items()
     ]
+    if origin is not None:
+        info |= {"commit": origin.commit, "files": origin.files}
+        rows += [("commit", origin.commit)] if origin.commit is not None else []
+        rows += [(name, f"sha256 {record.sha256[:12]}, {record.bytes} bytes") for name, record in origin.files.items()]
     answer(plain(info), arguments.json, lambda: table(arguments.model, ("", ""), rows))
+
+
+def convert(arguments: Namespace) -> None:
+    """`rhumb convert CHECKPOINT --preset NAME --out FOLDER`."""
+    from flows.converting import convert as run_conversion
+
+    done = run_conversion(arguments.checkpoint, arguments.preset, arguments.out, arguments.settings)
+    rows = [
+        (name.replace("_", " "), " x ".join(map(str, v)) if isinstance(v, tuple) else v)
+        for name, v in dataclasses.asdict(done).items()
+        if v not in (None, "")
+    ]
+    answer(plain(done), arguments.json, lambda: table(f"converted -> {done.folder}", ("", ""), rows))
 
 
 def demo(arguments: Namespace) -> None:

@@ -39,20 +39,26 @@ def silent(steps: int, note: str = "") -> None:
 
 
 @contextmanager
-def stage(title: str, total: int) -> Iterator[Advance]:
-    """A progress bar for one stage: what, how far, how long still. Plain lines when stderr is not a terminal."""
+def stage(title: str, total: int | None) -> Iterator[Advance]:
+    """A progress bar for one stage: what, how far, how long still. Plain lines when stderr is not a terminal.
+
+    `total` is None where nobody knows it: then only how far is shown.
+    """
     if not stderr.is_terminal:
         done, shown = 0, 0.0
         started = time.monotonic()
-        complain(f"{title}: 0/{total}")
+        complain(f"{title}: 0/{'?' if total is None else total}")
 
         def line(steps: int, note: str = "") -> None:
             nonlocal done, shown
             done += steps
             now = time.monotonic()
-            if not steps or (done < total and now - shown < LINE_SECONDS):
+            if not steps or (done != total and now - shown < LINE_SECONDS):
                 return
             shown = now
+            if total is None:
+                complain(f"{title}: {done} {note}")
+                return
             left = (now - started) / done * (total - done)
             complain(f"{title}: {done}/{total}, {left:.0f} s left {note}")
 

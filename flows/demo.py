@@ -50,7 +50,7 @@ def run_demo(out: Path, recipe_path: Path | None = None, limit: int | None = Non
         _timed(seconds, "verify", lambda: _verify(out / "pulled"))
         advance(1, "verified")
     with stage("drawing the report", 1) as advance:
-        place = model_place(recipe)
+        place = model_place(recipe).reference
         page = _timed(seconds, "report", lambda: write_report(out / "pulled", out / "report", advance, place))
     return {
         "images": report.images + report.already_done,

@@ -12,16 +12,18 @@ import torch
 from PIL import Image
 
 from catalog.reader import Catalog
-from flows.datasets import BrokenImageError, fit_mask, open_image
+from flows.datasets.contract import BrokenImageError
+from flows.datasets.dataset import fit_mask
+from flows.datasets.pictures import open_image
 from flows.files import write_whole
 from flows.miner import mining_settings
 from flows.mining import open_model
 from flows.pictures import as_picture, png
 from flows.recipe import Recipe, parse_recipe
-from pipeline.editing import Edit, apply_edits
-from pipeline.errors import InputError, ModelError
-from pipeline.images import as_tensor, fit_image
-from pipeline.inversion import invert, round_trip_psnr
+from pipeline.editing import Edit, apply_edits, invert_pictures
+from pipeline.errors import CatalogError, InputError, ModelError
+from pipeline.images import CENTER, Fit, as_tensor, fit_image
+from pipeline.inversion import round_trip_psnr
 from pipeline.metrics import rms_inside
 from pipeline.mined import MiningSettings
 from pipeline.models.contract import Denoiser
@@ -45,9 +47,9 @@ class EditDone:
     change_rms: float
 
 
-def load_picture(path: Path, shape: Sequence[int]) -> np.ndarray:
+def load_picture(path: Path, shape: Sequence[int], fit: Fit = CENTER) -> np.ndarray:
     """An image file, upright and fitted to the model: uint8 (H, W, C). Raises InputError for a broken file."""
-    return fit_image(_open(path, "--image"), (shape[0], shape[1], shape[2]))
+    return fit_image(_open(path, "--image"), (shape[0], shape[1], shape[2]), fit)
 
 
 def _open(path: Path, option: str) -> Image.Image:
@@ -61,8 +63,10 @@ def _beside(image: Path, region: str) -> Path:
     return image.parent / f"{image.stem}_{region}.png"
 
 
-def own_mask(mask: Path | None, image: Path, region: str, pixels: np.ndarray) -> np.ndarray | None:
+def own_mask(mask: Path | None, image: Path, region: str, pixels: np.ndarray, fit: Fit = CENTER) -> np.ndarray | None:
     """A picture's own mask of a region, bool at the size of `pixels`: from a file, else from IMAGE_REGION.png beside.
+
+    `fit` is how the picture became `pixels`.
 
     None without either. Raises InputError for a mask that is unreadable, empty, or of another picture's size.
     """
@@ -70,7 +74,7 @@ def own_mask(mask: Path | None, image: Path, region: str, pixels: np.ndarray) ->
     if mask is None and not file.is_file():
         return None
     shape = (pixels.shape[2], pixels.shape[0], pixels.shape[1])
-    found = fit_mask(_open(file, "--mask"), _open(image, "--image").size, shape, file.name)
+    found = fit_mask(_open(file, "--mask"), _open(image, "--image").size, shape, file.name, fit)
     if not found.any():
         size = f"{shape[2]} x {shape[1]} pixels"
         raise InputError("--mask", f"{file}, empty at {size}", f"white pixels where the {region} is")
@@ -82,7 +86,7 @@ def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, p
 
     Without a mask the region is taken where most catalogued masks of that name are, which suits aligned data only.
     """
-    own = own_mask(mask, image, region, pixels)
+    own = own_mask(mask, image, region, pixels, fit_of(catalog))
     if own is not None:
         return own
     rows = catalog.regions(region=region)
@@ -93,29 +97,50 @@ def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, p
     return np.asarray(np.mean(masks, axis=0) >= 0.5)
 
 
+def picture_shape(catalog: Catalog) -> tuple[int, int, int]:
+    """(C, H, W) of the catalog's pictures, which is not that of x where the model works on latents.
+
+    Raises:
+        CatalogError: no image in it.
+    """
+    ids = catalog.images().column("image_id")
+    if len(ids) == 0:
+        raise CatalogError(str(catalog.folder), "no images", "a catalog with images", "Mine some first.")
+    pixels = catalog.image(ids[0].as_py())
+    return (1 if pixels.ndim == 2 else pixels.shape[2], pixels.shape[0], pixels.shape[1])
+
+
+def fit_of(catalog: Catalog) -> Fit:
+    """How the catalog's pictures were cropped and resized, for others like them."""
+    return recipe_of(catalog).dataset.resize.fit
+
+
 def recipe_of(catalog: Catalog) -> Recipe:
     """The recipe a catalog was mined with."""
     return parse_recipe(catalog.manifest.provenance.recipe)
 
 
 def model_of(catalog: Catalog, model: str | None = None) -> tuple[Denoiser, MiningSettings]:
-    """The catalog's model, at the place its recipe names or at `model`, and its settings.
+    """The catalog's model, at the place and commit it was mined with or at `model`, and its settings.
 
     Raises:
         ModelError: no model there, or one that the directions do not belong to.
     """
-    recipe = recipe_of(catalog)
+    recipe, mined = recipe_of(catalog), catalog.manifest.provenance.model
+    choice = recipe.model.at(model or recipe.model.reference)
+    if choice is recipe.model:
+        choice = choice.pinned(str(mined["commit"]) if mined.get("commit") is not None else None)
     try:
-        denoiser = open_model(model or recipe.model)
+        denoiser = open_model(choice)
     except ModelError as error:
         if model is not None:
             raise
         action = f"{error.action} Where the model lies elsewhere, name its folder with --model.".strip()
         raise ModelError(error.field, error.found, error.expected, action) from error
-    expected = catalog.manifest.provenance.model["fingerprint"]
+    expected = mined["fingerprint"]
     if denoiser.info.fingerprint != expected:
         raise ModelError(
-            "model", f"{model or recipe.model} with fingerprint {denoiser.info.fingerprint}", f"fingerprint {expected}",
+            "model", f"{choice.reference} with fingerprint {denoiser.info.fingerprint}", f"fingerprint {expected}",
             "Use the model the catalog was mined with.",
         )  # fmt: skip
     return denoiser, mining_settings(recipe, denoiser)
@@ -201,21 +226,22 @@ def edit_picture(
         given = parse_masks(masks, regions)
         _check_out(out, image, [*given.values(), *(_beside(image, region) for region in regions)])
         denoiser, settings = model_of(catalog, model)
-        pixels = load_picture(image, denoiser.info.image_shape)
-        known = {region: own_mask(given.get(region), image, region, pixels) for region in regions} if shift else {}
+        fit = fit_of(catalog)
+        pixels = load_picture(image, denoiser.info.image_shape, fit)
+        known = {region: own_mask(given.get(region), image, region, pixels, fit) for region in regions} if shift else {}
         moved = {key: placed(catalog, row, known.get(row["region"])) for key, row in rows.items()}
         edits = [Edit(rows[key]["space"], moved[key][0], strength) for key, strength in wanted.items()]
         steps = recipe_of(catalog).method.inversion_steps
-    x0 = as_tensor(pixels)[None].to(denoiser.device, denoiser.dtype)
-    x_t = invert(denoiser, x0, settings.timestep, steps)
+    picture = as_tensor(pixels)[None]
+    x_t = invert_pictures(denoiser, picture, settings.timestep, steps)
     plain = apply_edits(denoiser, x_t[0], settings.timestep, [], settings.decode)
     edited = apply_edits(denoiser, x_t[0], settings.timestep, edits, settings.decode)
     write_whole(out, png(as_picture(edited)))
-    everywhere = torch.ones(x0.shape[-2:], dtype=torch.bool)
+    everywhere = torch.ones(picture.shape[-2:], dtype=torch.bool)
     return EditDone(
         str(out),
         wanted,
         {key: moved[key][1] for key in wanted},
-        float(round_trip_psnr(x0, plain[None])[0]),
+        float(round_trip_psnr(picture, plain[None])[0]),
         float(rms_inside((edited - plain)[None], everywhere)[0]),
     )

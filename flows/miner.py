@@ -12,14 +12,17 @@ import torch
 
 from catalog.records import Chunk, DirectionRecord, ImageRecord, RegionRecord, content_id
 from catalog.tables import Frame, check_records
-from flows.datasets import SourceImage, mask_digests
+from flows.datasets.contract import Failure, SourceImage, region_ids
+from flows.finding import Finder
 from flows.neighbours import Neighbours
 from flows.pictures import as_picture
+from flows.ranks import check_ranks
 from flows.recipe import Recipe
-from pipeline.editing import DecodeSettings, decode
+from flows.regions import GeneratedRegions
+from pipeline.editing import DecodeSettings, decode, invert_pictures
 from pipeline.errors import RhumbError
 from pipeline.images import as_tensor
-from pipeline.inversion import invert, round_trip_psnr
+from pipeline.inversion import round_trip_psnr
 from pipeline.jacobian import jacobian
 from pipeline.mined import Direction, JiveSettings, LocoSettings, MinedImage, MiningSettings
 from pipeline.mining import linear_strength, mine_image
@@ -27,7 +30,7 @@ from pipeline.models.contract import Denoiser
 
 PREVIEWS = 16  # directions previewed in one pass
 BEST_PSNR = 200.0  # dB; an exact round trip has no finite one, and evidence is a number
-METHOD_VERSION = 3  # raised when the same recipe gives other numbers; part of every id
+METHOD_VERSION = 4  # raised when the same recipe gives other numbers; part of every id
 EFFECT_SIZE = 16
 EVIDENCE = ("strength", "strength_reached", "strength_limited", "gain", "leakage", "sigma", "residual", "converged",
             "checked", "gap", "angle", "cluster_first", "cluster_last", "iterations", "change", "joint_rank",
@@ -57,6 +60,7 @@ class MiningReport:
         self.images += other.images
         self.directions += other.directions
         self.failed.update(other.failed)
+        self.skipped.update(other.skipped)
         self.refused += other.refused
         for kind, count in other.products.items():
             self.products[kind] += count
@@ -96,7 +100,7 @@ def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
 def frame_of(denoiser: Denoiser) -> Frame:
     """What the records of a catalog of this model's directions must fit."""
     info = denoiser.info
-    spaces: dict[str, tuple[int, ...]] = {"x": info.image_shape}
+    spaces: dict[str, tuple[int, ...]] = {"x": info.x_shape}
     if info.bottleneck_shape is not None:
         spaces["h"] = info.bottleneck_shape
     return Frame(info.fingerprint, spaces, (info.image_shape[0], EFFECT_SIZE, EFFECT_SIZE))
@@ -112,15 +116,20 @@ class Miner:
         self.recipe, self.denoiser = recipe, denoiser
         self.neighbours = None if catalog is None or not recipe.method.warm_start else Neighbours(catalog)
         self.settings = mining_settings(recipe, denoiser)
+        self.finder = None
+        if isinstance(recipe.regions, GeneratedRegions):
+            self.finder = Finder(recipe, recipe.regions, denoiser, self.settings.timestep)
         if recipe.method.memory is not None:  # a budget too small is one error here, not one for every image
-            image = torch.zeros(denoiser.info.image_shape)
-            jacobian(denoiser, image, self.settings.timestep, "x0/x", memory=recipe.method.memory)
+            x_t = torch.zeros(denoiser.info.x_shape)
+            jacobian(denoiser, x_t, self.settings.timestep, "x0/x", memory=recipe.method.memory)
 
-    def mine(self, images: Sequence[SourceImage], report: MiningReport) -> Chunk:
+    def mine(self, items: Sequence[SourceImage | Failure], report: MiningReport) -> Chunk:
         """Invert a chunk in one batch and mine each image; failures become records with their reason."""
         if self.neighbours is not None:
             self.neighbours.refresh()
-        image_records: list[ImageRecord] = []
+        images = [item for item in items if isinstance(item, SourceImage)]
+        image_records = [unreadable(item) for item in items if isinstance(item, Failure)]
+        report.failed.update({item.source: item.reason for item in items if isinstance(item, Failure)})
         regions: list[RegionRecord] = []
         directions: list[DirectionRecord] = []
         for image, inverted in zip(images, self._inverted(images), strict=True):
@@ -138,28 +147,31 @@ class Miner:
         report.directions += len(directions)
         mined_images = [record.image_id for record in image_records if record.failure is None]
         # Named by what it holds, so that a retry that succeeds is a new chunk and one that fails again is the old one.
-        name = content_id("chunk", mined_images, [r.image_id for r in image_records if r.failure is not None])
+        failures = [[r.image_id, r.failure] for r in image_records if r.failure is not None]
+        name = content_id("chunk", mined_images, failures)
         return Chunk(name, tuple(image_records), tuple(regions), tuple(directions))
 
-    def mine_chunk(self, images: Sequence[SourceImage]) -> MinedChunk:
+    def mine_chunk(self, items: Sequence[SourceImage | Failure]) -> MinedChunk:
         """`mine` with a report of its own, for runners."""
         report = MiningReport(Path())
-        return MinedChunk(self.mine(images, report), report)
+        return MinedChunk(self.mine(items, report), report)
 
     def _inverted(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float] | Exception]:
         """`_invert` of all images together; where that fails, of each by itself, with the error of those that fail."""
+        if not images:
+            return []
         try:
             return list(self._invert(images))
         except FAILURES as error:
             return [error] if len(images) == 1 else [self._inverted([image])[0] for image in images]
 
     def _invert(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float]]:
-        """x_t (C, H, W) and round-trip PSNR of each image, inverted as one batch."""
-        x0 = torch.stack([as_tensor(image.image) for image in images]).to(self.denoiser.device, self.denoiser.dtype)
+        """x_t (*x_shape) and round-trip PSNR of each image, inverted as one batch."""
+        pictures = torch.stack([as_tensor(image.image) for image in images])
         steps = self.recipe.method.inversion_steps
-        x_t = invert(self.denoiser, x0, self.settings.timestep, steps)
+        x_t = invert_pictures(self.denoiser, pictures, self.settings.timestep, steps)
         back = decode(self.denoiser, x_t, self.settings.timestep, DecodeSettings(steps=steps))
-        return list(zip(x_t, round_trip_psnr(x0, back).tolist(), strict=True))
+        return list(zip(x_t, round_trip_psnr(pictures, back).tolist(), strict=True))
 
     def _records(
         self, image: SourceImage, inverted: tuple[torch.Tensor, float] | Exception, report: MiningReport
@@ -170,6 +182,12 @@ class Miner:
         x_t, psnr = inverted
         if not (bool(torch.isfinite(x_t).all()) and psnr > -math.inf):
             raise ArithmeticError("DDIM inversion and the way back gave values that are not finite")
+        if self.finder is not None:
+            image, spent = self.finder.masked(image, x_t)
+            report.skipped |= {image.source: "; ".join(image.skipped.values())} if image.skipped else {}
+            report.products["jvp"] += spent.jvp
+            report.products["vjp"] += spent.vjp
+        check_ranks(self.recipe, self.denoiser, image)
         mined = self._mine_one(image, x_t)
         report.refused += len(mined.refused)
         report.products["jvp"] += mined.products.jvp
@@ -210,12 +228,9 @@ class Miner:
         )
 
     def _region_records(self, image: SourceImage) -> dict[str, RegionRecord]:
-        digests = mask_digests(image.masks)
         return {
-            name: RegionRecord(
-                content_id("region", image.image_id, name, digests[name]), image.image_id, name, image.masks[name]
-            )
-            for name in image.masks
+            name: RegionRecord(region_id, image.image_id, name, image.masks[name])
+            for name, region_id in region_ids(image.image_id, image.masks).items()
         }
 
     def _id(self, image: SourceImage, regions: Mapping[str, RegionRecord], *key: object) -> str:
@@ -261,9 +276,9 @@ class Miner:
         return records
 
     def _previews(self, directions: Sequence[Direction], x_t: torch.Tensor, image: SourceImage) -> list[np.ndarray]:
-        """One-step previews: the posterior mean at -strength, 0 and +strength, side by side. Two passes each."""
+        """One-step previews: the predicted picture at -strength, 0 and +strength, side by side. Two passes each."""
         t = self.settings.timestep
-        centre = as_picture(self.denoiser.posterior_mean(x_t[None], t)[0])
+        centre = as_picture(self.denoiser.predicted_picture(x_t[None], t)[0])
         previews: dict[int, np.ndarray] = {}
         for space in ("x", "h"):
             own = [i for i, d in enumerate(directions) if d.space == space]
@@ -272,9 +287,9 @@ class Miner:
                 shifts = [self._preview_shift(directions[i], image) for i in part]
                 shift = torch.cat([-torch.stack(shifts), torch.stack(shifts)])
                 if space == "x":
-                    sides = self.denoiser.posterior_mean(x_t[None] + shift, t)
+                    sides = self.denoiser.predicted_picture(x_t[None] + shift, t)
                 else:
-                    sides = self.denoiser.posterior_mean(x_t[None].expand(len(shift), *x_t.shape), t, shift)
+                    sides = self.denoiser.predicted_picture(x_t[None].expand(len(shift), *x_t.shape), t, shift)
                 for i, minus, plus in zip(part, sides[: len(part)], sides[len(part) :], strict=True):
                     previews[i] = np.concatenate([as_picture(minus), centre, as_picture(plus)], axis=1)
         return [previews[i] for i in range(len(directions))]
@@ -282,6 +297,21 @@ class Miner:
     def _preview_shift(self, direction: Direction, image: SourceImage) -> torch.Tensor:
         mask = torch.from_numpy(image.masks[direction.region])
         return linear_strength(direction, mask) * direction.vector
+
+
+def unreadable(item: Failure) -> ImageRecord:
+    """The record of an item that could not become an image, so that `rhumb status` shows it."""
+    return ImageRecord(
+        image_id=item.image_id,
+        dataset=item.dataset,
+        split=item.split,
+        source=item.source,
+        image=np.zeros((0, 0, 3), np.uint8),
+        timestep=0,
+        latent=np.zeros((0,), np.float32),
+        round_trip_psnr=math.nan,
+        failure=item.reason,
+    )
 
 
 def small_effect(effect: torch.Tensor) -> np.ndarray:

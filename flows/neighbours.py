@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from catalog.reader import Catalog
-from flows.datasets import SourceImage
+from flows.datasets.contract import SourceImage
 from pipeline.errors import RhumbError
 from pipeline.images import as_tensor
 from pipeline.warm import nearest, start_block

@@ -5,7 +5,7 @@ Prefect gives the run a page, logs and retries; the catalog's manifest stays the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 
 from flows.console import Advance, silent
-from flows.datasets import LoadedDataset, SourceImage
+from flows.datasets.dataset import Dataset
 from flows.miner import MinedChunk, MiningReport
-from flows.mining import MineChunk, mine
+from flows.mining import Items, MineChunk, mine
 from flows.recipe import Recipe
 from pipeline.errors import InputError
 from pipeline.models.contract import Denoiser
 
 
 def mine_with_prefect(
-    recipe: Recipe, out: Path, denoiser: Denoiser, data: LoadedDataset, advance: Advance = silent
+    recipe: Recipe, out: Path, denoiser: Denoiser, data: Dataset, advance: Advance = silent
 ) -> MiningReport:
     """Mine a recipe into a catalog under Prefect; see `flows.mining.mine` for what it does and raises.
 
@@ -61,13 +61,13 @@ def reach_server() -> None:
         ) from problem  # fmt: skip
 
 
-def run_as_tasks(mine_chunk: MineChunk, chunks: Sequence[Sequence[SourceImage]]) -> Iterator[MinedChunk]:
+def run_as_tasks(mine_chunk: MineChunk, chunks: Iterable[Items]) -> Iterator[MinedChunk]:
     """The runner that makes one Prefect task of each chunk."""
     for chunk in chunks:
         yield _run_as_task(mine_chunk, chunk)
 
 
-def _run_as_task(mine_chunk: MineChunk, chunk: Sequence[SourceImage]) -> MinedChunk:
+def _run_as_task(mine_chunk: MineChunk, chunk: Items) -> MinedChunk:
     @task(name="mine chunk", task_run_name="chunk of {sources[0]}", cache_policy=NO_CACHE, persist_result=False)
     def mine_one(sources: list[str]) -> MinedChunk:
         return mine_chunk(chunk)

@@ -6,17 +6,14 @@ import math
 
 import numpy as np
 
-from flows.datasets import LoadedDataset, SourceImage
+from flows.datasets.contract import SourceImage
 from flows.recipe import Recipe
 from pipeline.errors import InputError
 from pipeline.models.contract import Denoiser
 
 
-def check_ranks(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None:
-    """Raise InputError where a rank of the recipe is larger than its space allows on some image.
-
-    A masked Jacobian has at most as many singular values as the mask has numbers, or as the space has entries.
-    """
+def check_method(recipe: Recipe, denoiser: Denoiser) -> None:
+    """Raise InputError where the recipe's method does not fit the model, whatever the image."""
     steps = denoiser.info.train_timesteps
     if not 0 < round(recipe.method.timestep * steps) < steps:
         raise InputError(
@@ -33,17 +30,26 @@ def check_ranks(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None
     own = 0 if jive.individual_rank == "auto" else jive.individual_rank
     if denoiser.info.bottleneck_shape is not None and own > jive.rank:
         raise _too_large("method.jive.individual_rank", own, jive.rank, "method.jive.rank")
-    for image in data.images:
-        _check_x(recipe, denoiser, image)
-        if denoiser.info.bottleneck_shape is not None:
-            _check_h(recipe, denoiser, image, math.prod(denoiser.info.bottleneck_shape))
+
+
+def check_ranks(recipe: Recipe, denoiser: Denoiser, image: SourceImage) -> None:
+    """Raise InputError where a rank of the recipe is larger than its space allows on this image.
+
+    A masked Jacobian has at most as many singular values as the mask has numbers, or as the space has entries. An image
+    whose regions are still to be found has nothing to check.
+    """
+    if not image.masks:
+        return
+    _check_x(recipe, denoiser, image)
+    if denoiser.info.bottleneck_shape is not None:
+        _check_h(recipe, denoiser, image, math.prod(denoiser.info.bottleneck_shape))
 
 
 def _check_x(recipe: Recipe, denoiser: Denoiser, image: SourceImage) -> None:
-    channels, loco = denoiser.info.image_shape[0], recipe.method.loco
+    channels, loco, width = denoiser.info.image_shape[0], recipe.method.loco, math.prod(denoiser.info.x_shape)
     for region, mask in image.masks.items():
         where = f"{region} on {image.source}"
-        inside, outside = int(mask.sum()) * channels, int((~mask).sum()) * channels
+        inside, outside = (min(int(part.sum()) * channels, width) for part in (mask, ~mask))
         if loco.rank > inside:
             raise _too_large("method.loco.rank", loco.rank, inside, f"the size of {where}")
         if loco.null_rank > outside:

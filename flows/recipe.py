@@ -6,7 +6,6 @@ what was expected.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -14,47 +13,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from flows.datasets.config import Part, quiet
+from flows.datasets.kinds import AnyDataset
+from flows.model_choice import BUILTIN, ModelChoice
+from flows.recipe_errors import first_error
+from flows.regions import RegionChoice, Regions, open_regions, region_names
 from pipeline.errors import InputError
-from pipeline.jive_ranks import Rule
 
+Rule = Literal["permutation", "angles", "product"]  # those of pipeline.jive_ranks, which torch stands behind
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-def _quiet(default: Any, **limits: Any) -> Any:
-    """A key that enters the fingerprint, and so the ids of directions, only where it is not at its default."""
-    return Field(default=default, exclude_if=lambda value: value == default, **limits)
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BuiltinDataset(_Part):
-    """Images that travel with the package: `name` faces64 or paintings64, `split` mine or holdout."""
-
-    kind: Literal["builtin"]
-    name: Literal["faces64", "paintings64"] = "faces64"
-    split: Literal["mine", "holdout"] = "mine"
-    limit: int | None = Field(default=None, ge=1)
-
-
-class FolderDataset(_Part):
-    """The user's own images in `path`, and their masks in `masks` as NAME/REGION.png or NAME_REGION.png.
-
-    Relative paths are relative to the recipe's folder. `name` (default: the folder's name) is what the catalog calls
-    the data set.
-    """
-
-    kind: Literal["folder"]
-    path: str = Field(min_length=1)
-    masks: str | None = None
-    name: str | None = Field(default=None, min_length=1)
-    limit: int | None = Field(default=None, ge=1)
-
-
-class Loco(_Part):
+class Loco(Part):
     """x-space: `rank` directions per region, projected off the `null_rank` strongest ones of the complement.
 
     `variant` "projected": singular directions of the region, projected afterwards; "inside": those of the region's
@@ -63,10 +35,10 @@ class Loco(_Part):
 
     rank: int = Field(default=5, ge=1)
     null_rank: int = Field(default=30, ge=0)
-    variant: Literal["projected", "inside"] = _quiet("projected")
+    variant: Literal["projected", "inside"] = quiet("projected")
 
 
-class Jive(_Part):
+class Jive(Part):
     """h-space: SVDs of `rank` per block, then the ranks of the joint and of each individual part.
 
     `auto` leaves a rank to `rank_rule` (`pipeline.jive_ranks`), which chooses it from each image's blocks, all `rank`
@@ -79,11 +51,11 @@ class Jive(_Part):
     joint_rank: Literal["auto"] | Annotated[int, Field(ge=0)] = 30
     individual_rank: Literal["auto"] | Annotated[int, Field(ge=1)] = 3
     scale: bool = True
-    orthogonal_individuals: bool = _quiet(False)
-    rank_rule: Rule = _quiet("permutation")
+    orthogonal_individuals: bool = quiet(False)
+    rank_rule: Rule = quiet("permutation")
 
 
-class Edit(_Part):
+class Edit(Part):
     """How strong previews are ("visible", or a number), and how edits are decoded.
 
     `h_window` [start, end] in fractions of T, start > end: h is shifted from `start` down to `end`; None is from the
@@ -96,8 +68,8 @@ class Edit(_Part):
     h_window: tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]] | None = None
     steps: int = Field(default=25, ge=1, le=1000)
     convention: Literal["both", "x0"] = "both"
-    eta: float = _quiet(0.0, ge=0.0, le=1.0)
-    eta_share: float = _quiet(0.2, gt=0.0, le=1.0)
+    eta: float = quiet(0.0, ge=0.0, le=1.0)
+    eta_share: float = quiet(0.2, gt=0.0, le=1.0)
 
     @field_validator("h_window")
     @classmethod
@@ -107,7 +79,7 @@ class Edit(_Part):
         return window
 
 
-class Method(_Part):
+class Method(Part):
     """Numerical settings: `timestep` as a fraction of T in (0, 1), `tolerance` the residual at which an SVD stops.
 
     `memory`: what weights and Jacobian products may take in each process, in bytes or as "4GB"; None is no limit. It
@@ -121,7 +93,7 @@ class Method(_Part):
     inversion_steps: int = Field(default=100, ge=2, le=1000)
     tolerance: float = Field(default=1e-2, gt=0.0, lt=1.0)
     memory: Annotated[int, Field(ge=1)] | None = Field(default=None, exclude=True)
-    warm_start: bool = _quiet(False)
+    warm_start: bool = quiet(False)
     loco: Loco = Loco()
     jive: Jive = Jive()
     edit: Edit = Edit()
@@ -143,23 +115,32 @@ class Method(_Part):
         return self
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """One mining job. `load_recipe` reads it from YAML."""
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    model: str = Field(default="builtin", min_length=1)
-    dataset: Annotated[BuiltinDataset | FolderDataset, Field(discriminator="kind")]
-    regions: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")], ...] = Field(min_length=1)
+    model: ModelChoice = ModelChoice(reference=BUILTIN)
+    dataset: AnyDataset
+    regions: RegionChoice
     method: Method = Method()
     seed: int = Field(default=0, ge=0, lt=2**31)
     _folder: Path = PrivateAttr(default=Path())
 
     @field_validator("regions")
     @classmethod
-    def _named_once(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(regions)) != len(regions):
+    def _named_once(cls, regions: RegionChoice) -> RegionChoice:
+        if isinstance(regions, tuple) and len(set(regions)) != len(regions):
             raise ValueError("every region once")
         return regions
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """The names of the regions, in the recipe's order."""
+        return region_names(self.regions)
+
+    def open_regions(self) -> Regions:
+        """The regions, ready to make masks; templates are read. Raises InputError for one that is not there."""
+        return open_regions(self.regions, self.resolve)
 
     def limited_to(self, limit: int) -> Recipe:
         """The same recipe on the first `limit` images of its data set."""
@@ -214,57 +195,9 @@ def parse_recipe(content: object) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise _first_error(error) from error
+        raise first_error(error, Recipe) from error
 
 
 def _line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     return f"line {mark.line + 1}" if mark is not None else "not UTF-8 text"
-
-
-def _first_error(error: ValidationError) -> InputError:
-    """The most telling of pydantic's errors: a misspelt key before the missing one it leaves behind."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    problem = problems[0]
-    # pydantic also names the branch of a union that it tried; people wrote no such key.
-    branches = ("builtin", "folder", "literal['visible']", "constrained-float", "float", "literal['auto']",
-                "constrained-int", "int")  # fmt: skip
-
-    def where(problem: Any) -> tuple[str, ...]:
-        return tuple(str(part) for part in problem["loc"] if part not in branches)
-
-    location = where(problem)
-    field = "recipe: " + (".".join(location) or "method")
-    if problem["type"] == "extra_forbidden":
-        allowed = _keys_beside(tuple(problem["loc"]))
-        near = difflib.get_close_matches(location[-1], allowed, n=1, cutoff=0.5)
-        action = f"Did you mean {near[0]!r}?" if near else ""
-        return InputError(field, f"the unknown key {location[-1]!r}", f"one of {', '.join(allowed)}", action)
-    if problem["type"] == "missing":
-        return InputError(field, "nothing", "a value; this key is required")
-    beside = [p["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for p in problems
-              if where(p) == location]  # fmt: skip
-    expected = " or ".join(dict.fromkeys(beside))
-    found = problem["input"]
-    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        field, expected = field + ".kind", "'builtin' or 'folder'"
-        found = found.get("kind", "nothing") if isinstance(found, dict) else found
-    return InputError(field, _short(found), expected)
-
-
-def _short(found: object) -> str:
-    text = repr(found) if isinstance(found, str | int | float | list | tuple | None) else type(found).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that may stand where an unknown one was found."""
-    model: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        if part in ("builtin", "folder"):
-            model = BuiltinDataset if part == "builtin" else FolderDataset
-            continue
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)

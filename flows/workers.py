@@ -11,8 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,20 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from flows.datasets import SourceImage
 from flows.miner import MinedChunk, Miner
-from flows.mining import MineChunk, Runner, model_place, open_model
+from flows.mining import Items, MineChunk, Runner, model_place, open_model
 from flows.recipe import Recipe
 from pipeline.errors import InputError
 from pipeline.models.contract import Denoiser
 
+AHEAD = 2  # chunks read and waiting, per worker
 _WATCH_SECONDS = 1.0
 _BARE_BYTES = 512 * 2**20  # a process with torch and diffusers loaded: 0.42 GB measured
 _LAYERS = 400  # largest layer outputs held at a peak of mining: 170 to 360 measured on four networks, and SVD bases
 _FREE_SHARE = 0.8  # of the memory that is free
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
 
-_job: tuple[Recipe, Path | None] | None = None
+_job: tuple[Recipe, Path | None, str | None] | None = None
 _miner: Miner | None = None
 
 
@@ -71,8 +71,8 @@ def worker_bytes(denoiser: Denoiser) -> int:
 
     handle = register_module_forward_hook(note)
     try:
-        image = torch.zeros((1, *denoiser.info.image_shape), device=denoiser.device, dtype=denoiser.dtype)
-        denoiser.predict_noise(image, denoiser.info.train_timesteps // 2)
+        x_t = torch.zeros((1, *denoiser.info.x_shape), device=denoiser.device, dtype=denoiser.dtype)
+        denoiser.predicted_picture(x_t, denoiser.info.train_timesteps // 2)
     finally:
         handle.remove()
     return _BARE_BYTES + 2 * denoiser.info.parameters * denoiser.dtype.itemsize + _LAYERS * largest
@@ -93,18 +93,24 @@ def _text(path: Path) -> str:
         return ""
 
 
-def in_processes(recipe: Recipe, workers: int, catalog: Path | None = None) -> Runner:
+def in_processes(recipe: Recipe, workers: int, catalog: Path | None = None, commit: str | None = None) -> Runner:
     """The runner that mines chunks in `workers` processes; results come in the order they are ready.
 
-    `catalog` is where the parent commits them, for warm starts. What goes wrong in a worker, loading the model
-    included, is raised here as the error it is.
+    `catalog` is where the parent commits them, for warm starts; `commit` pins a model of the Hub to the parent's. What
+    goes wrong in a worker, loading the model included, is raised here as the error it is.
     """
 
-    def run(_: MineChunk, chunks: Sequence[Sequence[SourceImage]]) -> Iterator[MinedChunk]:
+    def run(_: MineChunk, chunks: Iterable[Items]) -> Iterator[MinedChunk]:
         context = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pool
-        pool = ProcessPoolExecutor(workers, context, _start, (recipe, catalog, os.getpid()))
+        pool = ProcessPoolExecutor(workers, context, _start, (recipe, catalog, commit, os.getpid()))
         try:
-            for future in as_completed([pool.submit(_mine, chunk) for chunk in chunks]):
+            waiting: set[Future[MinedChunk]] = set()
+            for chunk in chunks:
+                if len(waiting) >= AHEAD * workers:
+                    ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in ready)
+                waiting.add(pool.submit(_mine, chunk))
+            for future in as_completed(waiting):
                 yield future.result()
         except BrokenProcessPool as error:
             raise InputError(
@@ -121,14 +127,14 @@ def in_processes(recipe: Recipe, workers: int, catalog: Path | None = None) -> R
     return run
 
 
-def _start(recipe: Recipe, catalog: Path | None, parent: int) -> None:
+def _start(recipe: Recipe, catalog: Path | None, commit: str | None, parent: int) -> None:
     """Prepare a worker. The model is loaded with the first chunk: an error here would only break the pool."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    _job = recipe, catalog
+    _job = recipe, catalog, commit
 
 
 def _end_with(parent: int) -> None:
@@ -137,11 +143,11 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _mine(chunk: Sequence[SourceImage]) -> MinedChunk:
+def _mine(chunk: Items) -> MinedChunk:
     global _miner
     if _job is None:
         raise RuntimeError("a mining worker was used before it was started")
     if _miner is None:
-        recipe, catalog = _job
-        _miner = Miner(recipe, open_model(model_place(recipe)), catalog)
+        recipe, catalog, commit = _job
+        _miner = Miner(recipe, open_model(model_place(recipe).pinned(commit)), catalog)
     return _miner.mine_chunk(chunk)

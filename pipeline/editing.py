@@ -3,7 +3,8 @@
 An edit starts from the noisy image x_t of DDIM inversion. x-space directions are added to x_t once (LOCO Edit, eq. 7);
 h-space directions are added to the bottleneck at every denoising step inside a window (Kouzelis et al. 2024, section
 4.3). Both kinds compose: several directions of either space with their strengths make one edit, decoded once.
-Transfer is the same call with another image's x_t. `pipeline.images` turns what comes out into pictures.
+Transfer is the same call with another image's x_t. What goes in and comes out are pictures as tensors, of latent models
+too: `invert_pictures` encodes and `decode` decodes. `pipeline.images` turns pictures to tensors and back.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class DecodeSettings:
 
 @dataclass(frozen=True)
 class Edit:
-    """One direction with its strength: `vector` unit norm, (C, H, W) in x-space or (*bottleneck_shape) in h-space."""
+    """One direction with its strength: `vector` unit norm, (*x_shape) in x-space or (*bottleneck_shape) in h-space."""
 
     space: Literal["x", "h"]
     vector: torch.Tensor
@@ -48,7 +49,7 @@ class Edit:
 
 
 def invert_image(denoiser: Denoiser, image: Image.Image | torch.Tensor, t: int, steps: int) -> torch.Tensor:
-    """x_t (C, H, W) of one image: a PIL picture of any size and mode, or a tensor (C, H, W) in [-1, 1] as it is.
+    """x_t (*x_shape) of one image: a PIL picture of any size and mode, or a tensor (C, H, W) in [-1, 1] as it is.
 
     Pictures are fitted to the model (`images.fit_image`). Cost: at most `steps` network calls. No randomness.
 
@@ -57,13 +58,23 @@ def invert_image(denoiser: Denoiser, image: Image.Image | torch.Tensor, t: int, 
     """
     if isinstance(image, Image.Image):
         image = as_tensor(fit_image(image, denoiser.info.image_shape))
-    return invert(denoiser, image[None], t, steps)[0]
+    return invert_pictures(denoiser, image[None], t, steps)[0]
 
 
+@torch.no_grad()
+def invert_pictures(denoiser: Denoiser, pictures: torch.Tensor, t: int, steps: int) -> torch.Tensor:
+    """x_t (B, *x_shape) of pictures (B, C, H, W) in [-1, 1], encoded first where the model works on latents.
+
+    Cost: at most `steps` network calls. No randomness. Raises InputError as `invert_image`.
+    """
+    return invert(denoiser, denoiser.encode(pictures.to(denoiser.device, denoiser.dtype)), t, steps)
+
+
+@torch.no_grad()
 def decode(
     denoiser: Denoiser, x_t: torch.Tensor, t: int, settings: DecodeSettings, h_shift: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Denoise latents x_t (B, C, H, W) to images (B, C, H, W), with `h_shift` (B|1, *bottleneck_shape) added to h.
+    """Denoise x_t (B, *x_shape) to pictures (B, C, H, W), with `h_shift` (B|1, *bottleneck_shape) added to h.
 
     Cost: at most `settings.steps` network calls of batch B, twice that inside the window under the "x0" convention.
     """
@@ -72,7 +83,7 @@ def decode(
         high, low = settings.h_window or (t, 0)
         shift = BottleneckShift(h_shift, high, low, settings.convention)
     generator = torch.Generator().manual_seed(settings.seed) if settings.eta > 0 else None
-    return sample(
+    clean = sample(
         denoiser,
         x_t,
         t,
@@ -82,18 +93,20 @@ def decode(
         eta_share=settings.eta_share,
         generator=generator,
     )
+    return denoiser.decode(clean)
 
 
 def compose(denoiser: Denoiser, x_t: torch.Tensor, edits: Sequence[Edit]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Add up edits: the shifted latent (C, H, W), and the shift of h (*bottleneck_shape) or None without h edits.
+    """Add up edits: the shifted x_t (*x_shape), and the shift of h (*bottleneck_shape) or None without h edits.
 
     Raises:
         InputError: a vector whose shape is not that of its space.
+        ModelError: an h edit for a model without a bottleneck.
     """
     latent, shift = x_t.clone(), None
     for edit in edits:
-        expected = denoiser.info.image_shape if edit.space == "x" else denoiser.info.bottleneck_shape
-        if expected is None or tuple(edit.vector.shape) != tuple(expected):
+        expected = denoiser.info.x_shape if edit.space == "x" else denoiser.need_bottleneck()
+        if tuple(edit.vector.shape) != tuple(expected):
             raise InputError(
                 f"{edit.space}-space direction",
                 f"shape {tuple(edit.vector.shape)}",
@@ -111,7 +124,7 @@ def compose(denoiser: Denoiser, x_t: torch.Tensor, edits: Sequence[Edit]) -> tup
 def apply_edits(
     denoiser: Denoiser, x_t: torch.Tensor, t: int, edits: Sequence[Edit], settings: DecodeSettings
 ) -> torch.Tensor:
-    """Apply directions with their strengths to one image's x_t (C, H, W) and denoise; returns (C, H, W)."""
+    """Apply directions with their strengths to one image's x_t (*x_shape) and denoise; returns a picture (C, H, W)."""
     latent, shift = compose(denoiser, x_t, edits)
     return decode(denoiser, latent[None], t, settings, None if shift is None else shift[None])[0]
 

@@ -187,14 +187,17 @@ def _both(denoiser: Denoiser, x: torch.Tensor, t: int, delta: torch.Tensor | Non
 
 
 def _random_part(denoiser: Denoiser, at: int, to: int, eta: float) -> float:
-    """Standard deviation of the fresh noise in a step from `at` down to `to` (Song et al. 2021, eq. 16)."""
+    """Standard deviation of the fresh noise in a step from `at` down to `to` (Song et al. 2021, eq. 16).
+
+    Eta times that of x_to given x_at and x0; in alpha and sigma alone, as alpha^2 + sigma^2 need not be 1.
+    """
     (alpha, sigma), (alpha_to, sigma_to) = denoiser.alpha_sigma(at), denoiser.alpha_sigma(to)
-    return eta * sigma_to / sigma * math.sqrt(max(0.0, 1.0 - (alpha / alpha_to) ** 2))
+    return eta * sigma_to / sigma * math.sqrt(max(0.0, sigma**2 - (alpha / alpha_to * sigma_to) ** 2))
 
 
 def _checked_grid(denoiser: Denoiser, x: torch.Tensor, t: int, steps: int, stop: int) -> list[int]:
-    if x.ndim != 4 or x.shape[1] != denoiser.info.image_shape[0]:
-        raise InputError("image", tuple(x.shape), f"shape (B, {denoiser.info.image_shape[0]}, H, W)")
+    if x.ndim != 4 or x.shape[1] != denoiser.info.x_shape[0]:
+        raise InputError("image", tuple(x.shape), f"shape (B, {denoiser.info.x_shape[0]}, H, W)")
     if t >= denoiser.info.train_timesteps:
         raise InputError("timestep", t, f"an index in [0, {denoiser.info.train_timesteps})")
     return timestep_grid(t, steps, stop)

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.errors import InputError, ModelError
+from pipeline.errors import InputError
 from pipeline.memory import Blocks, blocks_within
 from pipeline.models.contract import Denoiser
 from pipeline.models.forward_mode import lowered, pull, push, record, tensor_cores
@@ -116,8 +116,9 @@ def jacobian(
 ) -> JacobianOperator:
     """The Jacobian named by `kind` at one image, as a matrix-free operator.
 
-    "x0" is the posterior mean f (LOCO Edit, eq. 2), "eps" the noise prediction, "h" the bottleneck activation, "x" the
-    noisy image. "x0/h" and "eps/h" hold x_t and every skip connection fixed and differ by the factor -sigma/alpha.
+    "x0" is the posterior mean f (LOCO Edit, eq. 2) as a picture: latent models decode it, so that masks apply (T-LOCO).
+    "eps" is the noise prediction, "h" the bottleneck activation, "x" the noisy image. "x0/h" and "eps/h" hold x_t and
+    every skip connection fixed and, where x_t is a noisy picture, differ by the factor -sigma/alpha.
 
     Args:
         x_t: (C, H, W) at timestep `t`.
@@ -135,10 +136,10 @@ def jacobian(
     """
     if kind not in KINDS:
         raise InputError("kind", kind, f"one of {', '.join(KINDS)}")
-    if x_t.ndim != 3 or x_t.shape[0] != denoiser.info.image_shape[0]:
-        raise InputError("x_t", tuple(x_t.shape), f"one image, shape ({denoiser.info.image_shape[0]}, H, W)")
-    if "h" in kind.split("/") and denoiser.info.bottleneck_shape is None:
-        raise ModelError("bottleneck", None, f"a model with a bottleneck for the Jacobian {kind}", "Use x0/x or eps/x.")
+    if x_t.ndim != 3 or x_t.shape[0] != denoiser.info.x_shape[0]:
+        raise InputError("x_t", tuple(x_t.shape), f"one image, shape ({denoiser.info.x_shape[0]}, H, W)")
+    if "h" in kind.split("/"):
+        denoiser.need_bottleneck()
     x = x_t.detach().to(device=denoiser.device, dtype=denoiser.dtype)[None]
     function, point = _function(denoiser, x, t, kind)
     operator = JacobianOperator(function, point, LARGEST_BLOCK if block == "measure" else block, precision)
@@ -194,15 +195,14 @@ def _function(denoiser: Denoiser, x: torch.Tensor, t: int, kind: JacobianKind) -
     """The function whose Jacobian `kind` names, and the point (1, ...) where it is taken."""
     twin = denoiser.differentiable()
     if kind == "x0/x":
-        return lambda image: twin.posterior_mean(image, t), x
+        return lambda image: twin.predicted_picture(image, t), x
     if kind == "eps/x":
         return lambda image: twin.predict_noise(image, t), x
     if kind == "h/x":
         return lambda image: twin.bottleneck(image, t), x
     with torch.no_grad():
-        noise = twin.noise_from_bottleneck(x, t)
         h = twin.bottleneck(x, t)
-    if kind == "eps/h":
-        return noise, h
-    alpha, sigma = denoiser.alpha_sigma(t)
-    return lambda activation: (x - sigma * noise(activation)) / alpha, h
+        if kind == "eps/h":
+            return twin.noise_from_bottleneck(x, t), h
+        mean = twin.posterior_mean_from_bottleneck(x, t)
+    return lambda activation: twin.decode(mean(activation)), h

@@ -1,8 +1,9 @@
 """Joint and individual ranks for JIVE, chosen from the blocks by one of three rules, with the numbers they compared.
 
 A rule asks whether what the blocks share is more than chance gives. Chance is always a uniformly random rotation in
-all D dimensions of the columns, drawn in the few coordinates that matter (`_gaussian`), so a width of 32,768 costs no
-more than a width of a hundred. No draw depends on the order of the blocks or on the basis of their rows.
+all D dimensions of the columns, drawn in the few coordinates that matter (`pipeline.jive_chance`), so a width of 32,768
+costs no more than a width of a hundred, and neither do 32,768 rows. No draw depends on the order of the blocks or on
+the basis of their rows.
 
 Blocks come in two kinds. Plain matrices are signal plus white noise: the signal's rank is estimated against the noise.
 Blocks without noise rows, such as truncated SVDs `diag(S) V^T`, hold nothing to estimate noise from: the caller says
@@ -20,13 +21,15 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.jive_rounds import Rounds, check_blocks, null_level, truncate, without
+from pipeline.jive_blocks import read_blocks, whole, whole_ranks
+from pipeline.jive_chance import WhiteSpectra, frames, gaussian
+from pipeline.jive_rounds import Rounds, truncate, without
+from pipeline.jive_signal import Block, compressed, with_signal
 
 Rule = Literal["permutation", "angles", "product"]
 DEFAULT_RULE: Rule = "product"
 LEVEL = 0.05  # of every test
 _ROUNDS = 12  # of the permutation rule, between joint and individual ranks
-_LEAST_ROWS = 4  # fewer singular values than this tell nothing about noise
 
 
 @dataclass(frozen=True)
@@ -52,30 +55,14 @@ class RankChoice:
     settled: bool = True
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block in compressed coordinates: rows (p, k), its SVD, signal rank and noise level, and D.
-
-    `edge` is what a singular value must exceed to be signal, `noise` the standard deviation of an entry, 0 if unknown.
-    """
-
-    rows: torch.Tensor
-    sigma: torch.Tensor
-    vt: torch.Tensor
-    width: int
-    signal: int = 0
-    noise: float = 0.0
-    edge: float = 0.0
-    exact: bool = False
-
-
 def choose_ranks(
-    blocks: Sequence[torch.Tensor],
+    blocks: Sequence[torch.Tensor | np.ndarray],
     rule: Rule = DEFAULT_RULE,
     *,
     generator: torch.Generator | None = None,
     signal_ranks: Sequence[int] | None = None,
     scale: bool = True,
+    orthogonal_individuals: bool = False,
     draws: int = 100,
 ) -> RankChoice:
     """Joint rank and individual ranks of blocks that share their columns.
@@ -94,33 +81,39 @@ def choose_ranks(
     bound on angles exists: a direction is joint when it is nearer to being held by all b blocks than by all but one,
     its squared cosines summing to more than b - 1/2.
 
+    Cost: one draw at a time, in memory of the smaller side of a block squared; 2 s for two blocks of 1500 x 300 on one
+    core by the default rule, half a minute by permutation.
+
     Args:
-        blocks: at least two matrices (r_i, D), same D, finite, none all zero; signal plus white noise.
+        blocks: at least two matrices (r_i, D), same D, finite, none all zero; signal plus white noise. Tensors or
+            arrays.
         generator: drives all draws; left out, a generator with seed 0.
         signal_ranks: per block how many singular directions are signal. Left out, it is those louder than any of
             `draws` white matrices whose noise level is what the block's remaining singular values have; blocks whose
             rank is short of their rows and columns are free of noise.
         scale: permutation only: divide each block by its Frobenius norm first, as `jive` does.
+        orthogonal_individuals: as in `jive`: individual ranks are cut to what orthogonal row spaces leave room for, the
+            weakest directions first.
         draws: random draws behind each threshold.
 
     Raises:
         InputError: as `jive`; an unknown rule; `signal_ranks` that do not fit; fewer than 4 rows to tell noise by.
     """
-    check_blocks(blocks)
+    rows, _ = read_blocks(blocks)
     if rule not in get_args(Rule):
         raise InputError("rule", repr(rule), f"one of {', '.join(get_args(Rule))}")
-    if signal_ranks is not None and len(signal_ranks) != len(blocks):
-        raise InputError("signal_ranks", len(signal_ranks), f"one rank for each of {len(blocks)} blocks")
-    if draws < 20:
-        raise InputError("draws", draws, "at least 20: thresholds are 5 % quantiles")
+    if signal_ranks is not None:
+        signal_ranks = whole_ranks("signal_ranks", signal_ranks, len(rows), least=1)
+    whole("draws", draws, least=20)  # thresholds are 5 % quantiles
     generator = generator or torch.Generator().manual_seed(0)
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-    made = _compressed(blocks, scale)
+    made = compressed(rows, scale)
+    every = rule == "permutation"  # which compares with what the blocks would be if nothing was shared
     order = sorted(range(len(made)), key=lambda i: made[i].sigma.tolist())
-    ordered = [_with_signal(made[i], i, signal_ranks, rule, draws, rng) for i in order]
+    ordered = [with_signal(made[i], i, signal_ranks, every, draws, rng) for i in order]
     choice = _RULES[rule](ordered, draws, rng)
     back = [order.index(i) for i in range(len(order))]
-    return replace(
+    choice = replace(
         choice,
         rule=rule,
         individual_ranks=tuple(choice.individual_ranks[i] for i in back),
@@ -128,87 +121,44 @@ def choose_ranks(
         spectra=tuple(choice.spectra[i] for i in back),
         edges=tuple(choice.edges[i] for i in back),
     )
+    return with_room(choice, [tuple(block.shape) for block in rows], orthogonal_individuals)
 
 
-# --- blocks and their signal --------------------------------------------------------------------------------------
+def with_room(
+    choice: RankChoice,
+    shapes: Sequence[Sequence[int]],
+    orthogonal_individuals: bool,
+    joint_rank: int | None = None,
+    individual_ranks: tuple[int, ...] | None = None,
+) -> RankChoice:
+    """The choice with given ranks in place of its own, its own ones cut to what blocks of these shapes have room for.
 
-
-def _compressed(blocks: Sequence[torch.Tensor], scale: bool) -> list[_Block]:
-    """Blocks in the row space of the stacked rows; rows that are centred leave one column dimension fewer to noise."""
-    heights = [len(block) for block in blocks]
-    stacked = torch.cat([block.double() for block in blocks]).cpu()
-    norms = torch.stack([part.norm() for part in stacked.split(heights)])
-    centred = bool((stacked.sum(1).abs() <= 1e-6 * stacked.abs().sum(1)).all())
-    parts = torch.linalg.qr(stacked.T).R.T.split(heights) if stacked.shape[1] > len(stacked) else stacked.split(heights)
-    made = []
-    for block, rows, norm in zip(blocks, parts, norms, strict=True):
-        rows = rows / norm if scale else rows
-        _, sigma, vt = truncate(rows, min(rows.shape))
-        width = block.shape[1] - centred
-        holds = int((sigma > null_level(block.dtype) * sigma.norm()).sum())
-        made.append(_Block(rows, sigma[:holds], vt[:holds], width, exact=holds < min(len(block), width)))
-    return made
-
-
-def _with_signal(
-    block: _Block, place: int, given: Sequence[int] | None, rule: Rule, draws: int, rng: np.random.Generator
-) -> _Block:
-    """The block with its signal rank, as given or estimated, and the noise level of the rest."""
-    holds, rows = len(block.sigma), len(block.rows)
-    if given is not None:
-        if not 1 <= given[place] <= min(rows, block.width):
-            raise InputError(f"signal rank of block {place}", given[place], f"1 to {min(rows, block.width)}")
-        rank = min(given[place], holds)
-        return replace(block, signal=rank, noise=_noise(block, rank))
-    if block.exact or rule == "permutation":  # which compares with what the blocks would be if nothing was shared
-        return replace(block, signal=holds)
-    if holds < _LEAST_ROWS:
-        expected = f"at least {_LEAST_ROWS} to tell signal from noise"
-        raise InputError(
-            f"block {place}", f"{holds} singular values", expected, "Give signal_ranks to choose_ranks, or more rows"
-        )
-    white = _white(rows, block.width, draws, rng)
-    noise = float(block.sigma.median() / white.median())
-    edge, rank, seen = noise * float(white.max()), -1, set()
-    while rank not in seen:
-        seen.add(rank)
-        rank = min(int((block.sigma > edge).sum()), holds - 1)
-        noise = _noise(block, rank)
-        edge = noise * float(_white(rows - rank, block.width - rank, draws, rng).max())
-    return replace(block, signal=rank, noise=noise, edge=edge)
-
-
-def _noise(block: _Block, rank: int) -> float:
-    """Standard deviation of a white matrix with the energy of all but the first `rank` singular values."""
-    entries = (len(block.rows) - rank) * (block.width - rank)
-    return float(block.sigma[rank:].norm()) / entries**0.5 if rank < len(block.sigma) else 0.0
-
-
-# --- chance -------------------------------------------------------------------------------------------------------
-
-
-def _gaussian(rows: int, width: int, draws: int, rng: np.random.Generator) -> torch.Tensor:
-    """Gaussian matrices (draws, rows, width), up to a rotation of their columns that leaves min(rows, width) of them.
-
-    Wide ones by Bartlett's decomposition: the triangle of their LQ, whose diagonal is chi distributed.
+    What a smaller `joint_rank` frees goes to the individual parts. Where individual row spaces are orthogonal to each
+    other and do not fit side by side, the directions with the smallest singular values go first.
     """
-    if rows >= width:
-        return torch.from_numpy(rng.standard_normal((draws, rows, width)))
-    lower = np.tril(rng.standard_normal((draws, rows, rows)), -1)
-    every = np.arange(rows)
-    lower[:, every, every] = np.sqrt(rng.chisquare(width - every, (draws, rows)))
-    return torch.from_numpy(lower)
+    if len(choice.individual_ranks) != len(shapes):
+        found = f"ranks of {len(choice.individual_ranks)} blocks"
+        raise InputError("choice", found, f"one individual rank for each of {len(shapes)} blocks")
+    space = min(sum(rows for rows, _ in shapes), shapes[0][1])
+    if individual_ranks is not None:
+        taken = sum(individual_ranks) if orthogonal_individuals else max(individual_ranks)
+        joint = max(0, min(choice.joint_rank, space - taken)) if joint_rank is None else joint_rank
+        return replace(choice, joint_rank=joint, individual_ranks=individual_ranks)
+    joint = min(choice.joint_rank, space) if joint_rank is None else joint_rank
+    room, freed = max(0, space - joint), max(0, choice.joint_rank - joint)
+    ranks = [min(rank + freed, rows, room) for rank, (rows, _) in zip(choice.individual_ranks, shapes, strict=True)]
+    before = 0 if choice.rule == "permutation" else joint  # directions that `spectra` hold and that are joint
+
+    def weakest(place: int) -> tuple[float, int]:
+        spectrum, last = choice.spectra[place] if choice.spectra else (), before + ranks[place] - 1
+        return spectrum[last] if last < len(spectrum) else 0.0, -ranks[place]
+
+    while orthogonal_individuals and sum(ranks) > room:
+        ranks[min((i for i, rank in enumerate(ranks) if rank), key=weakest)] -= 1
+    return replace(choice, joint_rank=joint, individual_ranks=tuple(ranks))
 
 
-def _white(rows: int, width: int, draws: int, rng: np.random.Generator) -> torch.Tensor:
-    """Singular values (draws, min(rows, width)) of Gaussian matrices."""
-    return torch.linalg.svdvals(_gaussian(min(rows, width), max(rows, width), draws, rng))
-
-
-def _frames(ranks: Sequence[int], width: int, draws: int, rng: np.random.Generator) -> torch.Tensor:
-    """Random orthonormal rows (draws, sum(ranks), .), `ranks` to a block, independent between blocks."""
-    rows = _gaussian(sum(ranks), width, draws, rng)
-    return torch.cat([torch.linalg.qr(part.mT).Q.mT for part in rows.split(list(ranks), dim=1)], dim=1)
+# --- permutation --------------------------------------------------------------------------------------------------
 
 
 def _leading(passed: torch.Tensor) -> int:
@@ -216,10 +166,7 @@ def _leading(passed: torch.Tensor) -> int:
     return int(passed.to(torch.int64).cumprod(0).sum())
 
 
-# --- permutation --------------------------------------------------------------------------------------------------
-
-
-def _permutation(blocks: list[_Block], draws: int, rng: np.random.Generator) -> RankChoice:
+def _permutation(blocks: list[Block], draws: int, rng: np.random.Generator) -> RankChoice:
     """Lock et al.'s alternation of two tests, both with rotations where the paper permutes.
 
     Joint: the columns of each block are permuted as one, which leaves a block its own spectrum and breaks its ties with
@@ -240,13 +187,13 @@ def _permutation(blocks: list[_Block], draws: int, rng: np.random.Generator) -> 
         basis = truncate(torch.cat(left), joint)[2]
         spectra = [torch.linalg.svdvals(without(part, basis)) for part in parts]
         edges = [
-            _equal_energy(s, len(block.rows), width - joint, draws, rng)
+            _equal_energy(s, floor, WhiteSpectra(block.rows, max(width - joint, 1), draws, rng))
             for s, block in zip(spectra, blocks, strict=True)
         ]
-        ranks = [_leading(s > e.clamp(min=floor)) for s, e in zip(spectra, edges, strict=True)]
+        ranks = [sum(x > e for x, e in zip(s.tolist(), es, strict=False)) for s, es in zip(spectra, edges, strict=True)]
         found = RankChoice(
             joint, tuple(ranks), "permutation", (), tuple(observed.tolist()), tuple(chance.tolist()),
-            tuple(tuple(s.tolist()) for s in spectra), tuple(tuple(e.tolist()) for e in edges),
+            tuple(tuple(s.tolist()) for s in spectra), tuple(edges),
         )  # fmt: skip
         if any((found.joint_rank, found.individual_ranks) == (t.joint_rank, t.individual_ranks) for t in tried):
             settled = tried[-1].joint_rank == joint and tried[-1].individual_ranks == found.individual_ranks
@@ -261,21 +208,26 @@ def _permutation(blocks: list[_Block], draws: int, rng: np.random.Generator) -> 
 def _rotated_spectra(parts: list[torch.Tensor], width: int, draws: int, rng: np.random.Generator) -> torch.Tensor:
     """Singular values (draws, n) of the stacked parts, each turned at random in the space of all columns."""
     sigmas = [torch.linalg.svdvals(part)[: min(len(part), width)] for part in parts]
-    turned = torch.cat(sigmas)[:, None] * _frames([len(s) for s in sigmas], width, draws, rng)
-    return torch.linalg.svdvals(turned)
+    ranks, stacked = [len(s) for s in sigmas], torch.cat(sigmas)[:, None]
+    return torch.stack([torch.linalg.svdvals(stacked * frames(ranks, width, rng)) for _ in range(draws)])
 
 
-def _equal_energy(spectrum: torch.Tensor, rows: int, width: int, draws: int, rng: np.random.Generator) -> torch.Tensor:
-    """95 % quantiles (n,) of the singular values of white matrices (rows, width) with the energy of `spectrum`."""
-    white = _white(rows, max(width, 1), draws, rng)
-    edges = (white / white.norm(dim=1, keepdim=True)).quantile(1 - LEVEL, dim=0) * spectrum.norm()
-    return torch.cat([edges, edges.new_zeros(len(spectrum))])[: len(spectrum)]
+def _equal_energy(spectrum: torch.Tensor, floor: float, white: WhiteSpectra) -> tuple[float, ...]:
+    """95 % quantiles of the singular values of white matrices with the energy of `spectrum`, at least `floor`, up to
+    the first that `spectrum` does not exceed."""
+    edges: list[float] = []
+    for index, value in enumerate(spectrum.tolist()):
+        share = np.quantile(white.nth(index) / white.energy**0.5, 1 - LEVEL)
+        edges.append(max(floor, float(share) * float(spectrum.norm())))
+        if value <= edges[-1]:
+            break
+    return tuple(edges)
 
 
 # --- angles between signal row spaces -----------------------------------------------------------------------------
 
 
-def _shared(blocks: list[_Block], draws: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _shared(blocks: list[Block], draws: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
     """What both subspace rules compare: squared singular values (m,) of the stacked bases, m = the smallest signal
     rank, the directions (m, k) they belong to, and the 95 % quantile of the largest square if bases were random."""
     ranks = [block.signal for block in blocks]
@@ -283,12 +235,12 @@ def _shared(blocks: list[_Block], draws: int, rng: np.random.Generator) -> tuple
     _, sigma, vt = truncate(torch.cat([block.vt[: block.signal] for block in blocks]), most)
     if most == 0:
         return sigma, vt, 0.0
-    random = torch.linalg.svdvals(_frames(ranks, blocks[0].width, draws, rng))[:, 0].square()
-    return sigma.square(), vt, float(random.quantile(1 - LEVEL))
+    random = [torch.linalg.svdvals(frames(ranks, blocks[0].width, rng))[0].square() for _ in range(draws)]
+    return sigma.square(), vt, float(torch.stack(random).quantile(1 - LEVEL))
 
 
 def _chosen(
-    blocks: list[_Block], rule: Rule, squares: torch.Tensor, thresholds: torch.Tensor,
+    blocks: list[Block], rule: Rule, squares: torch.Tensor, thresholds: torch.Tensor,
     shown: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
 ) -> RankChoice:  # fmt: skip
     """The ranks by thresholds on the squares; `shown` turns both into the rule's own statistic."""
@@ -304,7 +256,7 @@ def _chosen(
     )
 
 
-def _bounded(blocks: list[_Block], bound: torch.Tensor, random: float) -> torch.Tensor:
+def _bounded(blocks: list[Block], bound: torch.Tensor, random: float) -> torch.Tensor:
     """Thresholds on the squares: the larger of both bounds. Without any noise there is no bound on angles: then b, all
     blocks alike, where the blocks are known to be free of it, and b - 1/2 where nothing is known."""
     if all(block.noise == 0 for block in blocks):
@@ -312,7 +264,7 @@ def _bounded(blocks: list[_Block], bound: torch.Tensor, random: float) -> torch.
     return bound.clamp(min=random, max=len(blocks) - 1e-6)
 
 
-def _angles(blocks: list[_Block], draws: int, rng: np.random.Generator) -> RankChoice:
+def _angles(blocks: list[Block], draws: int, rng: np.random.Generator) -> RankChoice:
     """AJIVE: a joint direction's square is at least b - sum(sin^2), the sines bounded by Wedin's theorem."""
     squares, _, random = _shared(blocks, draws, rng)
     lost = torch.stack([_wedin(block, draws, rng).square() for block in blocks]).sum(0)
@@ -320,24 +272,25 @@ def _angles(blocks: list[_Block], draws: int, rng: np.random.Generator) -> RankC
     return _chosen(blocks, "angles", squares, _bounded(blocks, bound.expand_as(squares), random))
 
 
-def _wedin(block: _Block, draws: int, rng: np.random.Generator) -> torch.Tensor:
+def _wedin(block: Block, draws: int, rng: np.random.Generator) -> torch.Tensor:
     """Draws of max(||E V||, ||E^T U||) / sigma_r, at most 1: E is the block less its signal, U and V random there."""
     rank, tail = block.signal, block.sigma[block.signal :]
     if rank == 0 or len(tail) == 0:
         return torch.zeros(draws, dtype=torch.float64)
-    norms = []
-    for room in (len(block.rows) - rank, block.width - rank):
-        rest = _gaussian(rank, room - len(tail), draws, rng)
-        near = torch.from_numpy(rng.standard_normal((draws, rank, len(tail))))
-        frames = torch.linalg.qr(torch.cat([near, rest], dim=2).mT).Q.mT[:, :, : len(tail)]
-        norms.append(torch.linalg.svdvals(frames * tail)[:, 0])
-    return (torch.stack(norms).amax(0) / block.sigma[rank - 1]).clamp(max=1.0)
+    norms = torch.zeros(draws, dtype=torch.float64)
+    for room in (block.rows - rank, block.width - rank):
+        for draw in range(draws):
+            near = torch.from_numpy(rng.standard_normal((rank, len(tail))))
+            drawn = torch.cat([near, gaussian(rank, room - len(tail), rng)], dim=1)
+            turned = torch.linalg.qr(drawn.T).Q.T[:, : len(tail)]
+            norms[draw] = torch.maximum(norms[draw], torch.linalg.matrix_norm(turned * tail, 2))
+    return (norms / block.sigma[rank - 1]).clamp(max=1.0)
 
 
 # --- product of projections ---------------------------------------------------------------------------------------
 
 
-def _product(blocks: list[_Block], draws: int, rng: np.random.Generator) -> RankChoice:
+def _product(blocks: list[Block], draws: int, rng: np.random.Generator) -> RankChoice:
     """Spectrum of the mean of P_i P_j over all pairs of blocks: (P^2 - P) / (b (b - 1)) with P the sum of the P_i, so
     its eigenvectors are those of P, and the squares of the stacked bases give its eigenvalues.
 
@@ -370,26 +323,41 @@ def _top_square(c: torch.Tensor) -> torch.Tensor:
     return torch.linalg.eigvalsh(c[..., :, None] * c[..., None, :] * (1 - eye) + eye)[..., -1]
 
 
-def _overlaps(block: _Block, draws: int, rng: np.random.Generator) -> torch.Tensor:
+def _overlaps(block: Block, draws: int, rng: np.random.Generator) -> torch.Tensor:
     """Rotational bootstrap: (draws, r, r), estimated signal directions against true ones, under fresh noise.
 
     The signal keeps its strengths, less what the noise adds to them (Benaych-Georges & Nadakuditi 2012); its row and
-    column spaces are turned at random, which is the same as keeping them and drawing isotropic noise.
+    column spaces are turned at random, which is the same as keeping them and drawing isotropic noise. Signs are free.
     """
-    rank, rows, noise = block.signal, len(block.rows), block.noise
+    rank, rows, width, noise = block.signal, block.rows, block.width, block.noise
     if noise == 0 or rank == 0:
         return torch.eye(rank, dtype=torch.float64).expand(draws, rank, rank)
     level = noise**2
-    above = block.sigma[:rank].square() - (rows + block.width) * level
-    strength = (above + (above.square() - 4 * rows * block.width * level**2).clamp(min=0).sqrt()) / 2
-    strength = strength.clamp(min=(rows * block.width) ** 0.5 * level).sqrt()
-    drawn = noise * torch.from_numpy(rng.standard_normal((draws, rows, rank)))
-    drawn[:, range(rank), range(rank)] += strength
-    drawn = torch.cat([drawn, noise * _gaussian(rows, block.width - rank, draws, rng)], dim=2)
-    return torch.linalg.svd(drawn, full_matrices=False).Vh[:, :rank, :rank]
+    above = block.sigma[:rank].square() - (rows + width) * level
+    strength = (above + (above.square() - 4 * rows * width * level**2).clamp(min=0).sqrt()) / 2
+    strength = strength.clamp(min=(rows * width) ** 0.5 * level).sqrt() / noise
+    return torch.stack([_leading_rows(strength, rows, width, rng) for _ in range(draws)])
 
 
-_RULES: dict[Rule, Callable[[list[_Block], int, np.random.Generator], RankChoice]] = {
+def _leading_rows(strength: torch.Tensor, rows: int, width: int, rng: np.random.Generator) -> torch.Tensor:
+    """Leading right singular vectors (r, r), in their first r coordinates, of unit noise (rows, width) with `strength`
+    (r,) added to the diagonal. Noise rows and columns beyond the first r are drawn as triangles."""
+    rank = len(strength)
+    if rows > rank + width:
+        top = torch.from_numpy(rng.standard_normal((rank, width)))
+        drawn = torch.cat([top, gaussian(width, rows - rank, rng).T])
+    else:
+        near = torch.from_numpy(rng.standard_normal((rows, rank)))
+        drawn = torch.cat([near, gaussian(rows, width - rank, rng)], dim=1)
+    drawn[range(rank), range(rank)] += strength
+    if len(drawn) >= drawn.shape[1]:
+        return torch.linalg.eigh(drawn.T @ drawn).eigenvectors[:rank, -rank:].flip(1).T
+    squares, u = torch.linalg.eigh(drawn @ drawn.T)
+    near = drawn[:, :rank].T @ u[:, -rank:] / squares[-rank:].sqrt()
+    return near.flip(1).T
+
+
+_RULES: dict[Rule, Callable[[list[Block], int, np.random.Generator], RankChoice]] = {
     "permutation": _permutation,
     "angles": _angles,
     "product": _product,

@@ -1,29 +1,13 @@
-"""The alternating rounds of JIVE at given ranks, on blocks small enough for dense SVDs; what blocks must be."""
+"""The alternating rounds of JIVE at given ranks, on blocks small enough for dense SVDs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
-from pipeline.errors import InputError
-
 _PLAIN_ROUNDS = 20  # before momentum sets in
-
-
-def check_blocks(blocks: Sequence[torch.Tensor]) -> None:
-    """Raise InputError unless there are at least two finite matrices (r_i, D) of one width, none all zero."""
-    if len(blocks) < 2:
-        raise InputError("blocks", len(blocks), "at least two: with one there is nothing to be joint with")
-    widths = {block.shape[1] if block.ndim == 2 else -1 for block in blocks}
-    if len(widths) != 1 or -1 in widths:
-        raise InputError("blocks", [tuple(block.shape) for block in blocks], "matrices (r_i, D) of one width D")
-    for i, block in enumerate(blocks):
-        if not bool(torch.isfinite(block).all()):
-            raise InputError(f"block {i}", "NaN or infinite entries", "finite numbers")
-        if not bool(block.any()):
-            raise InputError(f"block {i}", "only zeros", "at least one non-zero entry", "Leave this region out")
+_ROUNDING = 1e-12  # relative to the blocks: directions of smaller singular values are arbitrary, and nobody's
 
 
 def null_level(dtype: torch.dtype) -> float:
@@ -55,6 +39,7 @@ class Rounds:
         self.blocks, self.joint_rank, self.ranks, self.orthogonal = blocks, joint_rank, ranks, orthogonal
         self.heights = [len(block) for block in blocks]
         self.total = torch.cat(blocks)
+        self._size = float(self.total.norm())
         self.joint = torch.zeros_like(self.total)
         self.individual = start.expand_as(self.total)
         self.joint_basis = self.total[:0]
@@ -69,13 +54,13 @@ class Rounds:
         (Nesterov 1983), begun anew whenever the residual rises (O'Donoghue & Candes 2015), ends at the same fixed
         point in a twentieth of them. With `orthogonal` the answer depends on the path, so the path stays r.jive's.
         """
-        size, run_up, last = float(self.total.norm()), 0, math.inf
+        run_up, last = 0, math.inf
         given = self.individual  # what a round starts from: the last individual parts, thrown forward
         for iteration in range(max_iterations):
             before = self.joint, self.individual
             self._round(given, first=iteration == 0)
             steps = float((self.joint - before[0]).norm()), float((self.individual - given).norm())
-            self.change = max(steps) / size
+            self.change = max(steps) / self._size
             if iteration > 0 and self.change <= tolerance:
                 return iteration + 1, True
             residual = float((self.total - self.joint - self.individual).norm())
@@ -86,7 +71,8 @@ class Rounds:
 
     def _round(self, individual: torch.Tensor, first: bool) -> None:
         """The joint part of what `individual` leaves, and the individual parts of what that leaves."""
-        u, self.joint_sigma, self.joint_basis = truncate(self.total - individual, self.joint_rank)
+        u, self.joint_sigma, rows = truncate(self.total - individual, self.joint_rank)
+        self.joint_basis = self._real(self.joint_sigma, rows)
         self.joint = (u * self.joint_sigma) @ self.joint_basis
         self.individual = torch.cat(self._individuals(first))
 
@@ -99,6 +85,7 @@ class Rounds:
                 for j, rows in enumerate(self.bases):
                     rest = rest if j == i else without(rest, rows)
             u, sigma, vt = truncate(rest, rank)
+            vt = self._real(sigma, vt)
             if first:
                 self.bases.append(vt)
             else:
@@ -112,5 +99,9 @@ class Rounds:
             for j, rows in enumerate(self.bases):
                 part = part if j == i else without(part, rows)
             parts[i] = part
-        self.bases = [truncate(part, rank)[2] for part, rank in zip(parts, self.ranks, strict=True)]
+        self.bases = [self._real(*truncate(part, rank)[1:]) for part, rank in zip(parts, self.ranks, strict=True)]
         return parts
+
+    def _real(self, sigma: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of an SVD, zero where sigma is rounding: what they would take from other parts depends on chance."""
+        return rows * (sigma > _ROUNDING * self._size)[:, None]

@@ -61,14 +61,14 @@ class MiningSettings:
 
 @dataclass(frozen=True)
 class Direction:
-    """One mined direction, unit L2 norm, in x-space (C, H, W) or h-space.
+    """One mined direction, unit L2 norm, in x-space (*x_shape) or h-space.
 
     Singular kinds carry sigma, residual, converged, and what these prove (`pipeline.certificate`: gap, angle, cluster;
     `checked` by fresh random vectors), as do local ones of an SVD inside the null space; derived kinds carry
     kept_share and `parents` as ranks of the same region's singular directions. Joint and individual ones carry what
     the split they come from says of itself: `converged`, its `iterations`, its last `change` relative to the whole, the
     `joint_rank` and the region's `individual_rank` it used, and the `rank_rule` that chose them ("given"
-    where the settings did). `effect` is J v (C, H, W), the unmasked change of the predicted image per unit strength;
+    where the settings did). `effect` is J v (C, H, W), the unmasked change of the predicted picture per unit strength;
     gain = ||M J v||, leakage = ||Mc J v||. `strength_reached` and `strength_limited` say how the search for the visible
     strength ended: at the target, at the range limit, or neither; None where there was none.
     """

@@ -26,6 +26,7 @@ from pipeline.operators import LinearOperator, Products
 from pipeline.svd import TruncatedSVD, canonical_sign, masked_svds
 
 REST = "everything else"
+JIVE_TOLERANCE = 1e-6  # last change over the whole: blocks are known to 1e-2 only, and rounds creep
 NULL_SPACE_TOLERANCE = 5.0  # times the region's: what a null space leaves behind is measured as leakage anyway
 VISIBLE_RMS = 0.15  # visible strength: root-mean-square change inside the mask, pixels in [-1, 1]
 STRENGTH_LIMIT = {"x": 40.0, "h": 400.0}  # largest lambda and alpha tried for a unit direction
@@ -118,7 +119,7 @@ def mine_local(
 
 
 def _projected(singular: list[Direction], null: torch.Tensor, refused: dict[str, str]) -> list[Direction]:
-    """Local directions: one region's singular ones without the span of `null` (n, C, H, W), n >= 0."""
+    """Local directions: one region's singular ones without the span of `null` (n, *x_shape), n >= 0."""
     vectors, kept = null_space_projection(torch.stack([d.vector for d in singular]), null)
     found = []
     for parent, vector, share in zip(singular, vectors, kept.tolist(), strict=True):
@@ -251,7 +252,14 @@ def _split(blocks: list[torch.Tensor], ranks: JiveSettings, settings: MiningSett
     if joint is None or individual is None:
         generator = torch.Generator().manual_seed(settings.seed + 2)
         signal = [len(block) for block in blocks]
-        choice = choose_ranks(blocks, ranks.rank_rule, generator=generator, signal_ranks=signal, scale=ranks.scale)
+        choice = choose_ranks(
+            blocks,
+            ranks.rank_rule,
+            generator=generator,
+            signal_ranks=signal,
+            scale=ranks.scale,
+            orthogonal_individuals=ranks.orthogonal_individuals,
+        )
     return jive(
         blocks,
         joint,
@@ -259,6 +267,7 @@ def _split(blocks: list[torch.Tensor], ranks: JiveSettings, settings: MiningSett
         choice=choice,
         scale=ranks.scale,
         orthogonal_individuals=ranks.orthogonal_individuals,
+        tolerance=JIVE_TOLERANCE,
     )
 
 
@@ -379,16 +388,19 @@ def mine_image(
 
     Args:
         denoiser: the model; x-space needs its noise prediction only, h-space its bottleneck.
-        x_t: (C, H, W) latent at `settings.timestep`, from DDIM inversion.
-        masks: region name -> bool (H, W).
+        x_t: (*x_shape) at `settings.timestep`, from DDIM inversion.
+        masks: region name -> bool (H, W), of pictures.
         settings: ranks, tolerance, seed. The only randomness is the start of the SVDs, from `settings.seed`.
         start: space ("x", "h") -> vectors (k, *shape of the space) that its SVDs start from instead of random ones
             (`pipeline.warm`); results depend on them within the tolerance only.
 
     Raises:
         InputError: an empty mask, a mask of another size, a rank larger than the space, a start of another shape.
+        ModelError: h-space settings for a model without a bottleneck.
     """
-    check_masks(masks, (x_t.shape[-2], x_t.shape[-1]))
+    check_masks(masks, denoiser.info.image_shape[1:])
+    if settings.jive is not None:
+        denoiser.need_bottleneck()
     network = denoiser.differentiable()
     masks = {name: mask.to(x_t.device) for name, mask in masks.items()}
     found: list[Direction] = []

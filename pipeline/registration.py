@@ -36,7 +36,7 @@ def registered(vector: torch.Tensor, home: torch.Tensor, target: torch.Tensor) -
     """`vector` shifted by the way from the centre of its own mask to that of another image's, unit L2 norm again.
 
     Args:
-        vector: (C, h, w) in x-space, or in h-space, whose pixels cover the image evenly.
+        vector: (C, h, w) in either space, on a grid of its own that covers the image evenly, as latents and h do.
         home, target: masks (H, W) of the region on the image it was found on and on the one it is to edit.
 
     Returns:

@@ -2,7 +2,7 @@
 
 The method, a two-sided block Davidson search in which all masks share every product, is that of `pipeline.svd_search`.
 Memory: (m + l) * (prod(shape_in) + prod(shape_out)) numbers of 4 bytes (8 for float64 operators) for m right and l
-left basis vectors, each about `max_basis` at most: 39 MB for 200 + 200 vectors of a 3x64x64 to 3x64x64 operator.
+left basis vectors, each `max_basis` at most: 39 MB for 200 + 200 vectors of a 3x64x64 to 3x64x64 operator.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.certificate import Certificate
@@ -32,7 +35,8 @@ class TruncatedSVD:
     another copy of a multiple one; in a flat spectrum one may still hide.
     `certificate`: what residuals and gaps prove about the vectors; values beyond rank r are known as Ritz values only.
     Where the operator has numerical rank below r, the last triplets have sigma = 0, u = 0 and `null` True.
-    `products`: everything spent, one count shared by all results of a `masked_svds` call.
+    `products`: everything spent, passes recomputed for want of memory too; one count shared by all results of a
+    `masked_svds` call.
     """
 
     u: torch.Tensor
@@ -81,7 +85,7 @@ def truncated_svd(
         rank: number of triplets, 1 to min(prod(shape_in), prod(shape_out)).
         generator: the only source of randomness (start block).
         tolerance: largest residual relative to sigma_1 that counts as converged.
-        max_products: budget of JVPs + VJPs; the default is 100 + 40 * rank.
+        max_products: budget of JVPs + VJPs; the default is 100 + 40 * rank. Recomputed passes come on top.
         block: random vectors in the start block.
         probes: fresh random vectors that look for missed triplets at the end; 0 leaves that out.
         start: right vectors (k, *shape_in) near the answer, weighted by their norms, instead of the random block.
@@ -90,18 +94,16 @@ def truncated_svd(
         The triplets with their evidence; nothing is hidden when the budget runs out: `converged` is False then.
 
     Raises:
-        InputError: rank, tolerance, budget or start do not fit, or the operator returns values that are not finite, or
-            transposed products that belong to another operator.
+        InputError: rank, tolerance, budget, start or generator do not fit, or the operator returns values that are not
+            finite, products of another shape, or transposed products that belong to another operator.
     """
-    wanted = Wanted("operator", None, rank, tolerance)
-    search = Search(op, [wanted], generator, max_products, (block, probes), None)
-    search.run(start)
-    return _result(search, wanted)
+    wanted = Wanted("operator", None, _whole("rank", rank), _number("tolerance", tolerance))
+    return _result(_run(op, [wanted], generator, max_products, (block, probes), None, start), wanted)
 
 
 def masked_svds(
     op: LinearOperator,
-    masks: Mapping[str, torch.Tensor],
+    masks: Mapping[str, torch.Tensor | np.ndarray],
     ranks: Mapping[str, int],
     *,
     generator: torch.Generator,
@@ -116,39 +118,99 @@ def masked_svds(
 
     Args:
         op: the unmasked operator A, `shape_out` (C, H, W).
-        masks: name -> (H, W) weights in [0, 1]; regions, complements, anything that broadcasts over `shape_out`.
-        ranks: name -> rank; masks without a rank are left out.
+        masks: name -> (H, W) weights in [0, 1], tensors or arrays, bool or numbers; regions, complements, anything.
+        ranks: name -> rank, a whole number of any integer type; masks without a rank are left out.
         generator: the only source of randomness (start block).
         tolerance: one for all or one per name, relative to that mask's own sigma_1.
         max_products: budget of JVPs + VJPs for all masks together; the default is 100 + 40 * (sum of ranks).
         block: random vectors in the start block for each small mask, and as many for all large ones together.
         probes: fresh random vectors, counted likewise, that look for missed triplets at the end; 0 leaves that out.
-        max_basis: most right (and left) basis vectors held; the default is 64 + 2 * (sum of ranks).
+        max_basis: most right (and left) basis vectors ever held; the default is 64 + 2 * (sum of ranks).
         start: right vectors (k, *shape_in) near the answer, weighted by their norms, instead of the random block.
 
     Returns:
         One result per mask, in the order of `masks`; all hold the same `products`.
 
     Raises:
-        InputError: names or shapes differ, an empty mask, a rank larger than the space, or non-finite products.
+        InputError: names or shapes differ, a mask that is empty or no weights, a rank that is no whole number or larger
+            than the space, or what `truncated_svd` refuses.
     """
+    for field, given in (("masks", masks), ("ranks", ranks)):
+        if not isinstance(given, Mapping):
+            raise InputError(field, type(given).__name__, "a mapping from names")
     if not ranks or not set(ranks) <= set(masks):
-        raise InputError("ranks", sorted(ranks), f"at least one of the masks, {sorted(masks)}, and no other name")
+        known = sorted(map(str, masks))
+        raise InputError("ranks", sorted(map(str, ranks)), f"at least one of the masks, {known}, and no other name")
     wanted = []
-    for name, mask in masks.items():
-        if name not in ranks:
-            continue
-        size = tuple(op.shape_out[-2:])
-        if tuple(mask.shape) != size:
-            raise InputError(f"mask {name}", f"shape {tuple(mask.shape)}", f"shape {size}")
-        limit = float(tolerance.get(name, math.nan) if isinstance(tolerance, Mapping) else tolerance)
-        weights = mask.to(device=op.device, dtype=torch.float64).expand(op.shape_out).flatten()
-        if not bool(((weights >= 0) & (weights <= 1)).all()):  # false for NaN too
-            raise InputError(f"mask {name}", "weights that are NaN, negative or above 1", "weights in [0, 1]")
-        wanted.append(Wanted(name, weights, ranks[name], limit))
-    search = Search(op, wanted, generator, max_products, (block, probes), max_basis)
-    search.run(start)
+    for name in (name for name in masks if name in ranks):
+        limit = tolerance.get(name, math.nan) if isinstance(tolerance, Mapping) else tolerance
+        rank, limit = _whole(f"rank of {name}", ranks[name]), _number(f"tolerance of {name}", limit)
+        wanted.append(Wanted(name, _weights(name, masks[name], op), rank, limit))
+    search = _run(op, wanted, generator, max_products, (block, probes), max_basis, start)
     return {item.name: _result(search, item) for item in wanted}
+
+
+def _run(
+    op: LinearOperator,
+    wanted: list[Wanted],
+    generator: torch.Generator,
+    max_products: int | None,
+    randoms: tuple[int, int],
+    max_basis: int | None,
+    start: torch.Tensor | None,
+) -> Search:
+    """The search, done, with arguments of the right types."""
+    if not isinstance(generator, torch.Generator):
+        raise InputError("generator", type(generator).__name__, "a torch.Generator")
+    budget = None if max_products is None else _whole("max_products", max_products)
+    room = None if max_basis is None else _whole("max_basis", max_basis)
+    block, probes = _whole("block", randoms[0]), _whole("probes", randoms[1])
+    search = Search(op, wanted, generator, budget, (block, probes), room)
+    search.run(None if start is None else _tensor("start", start))
+    return search
+
+
+def _whole(field: str, value: Any) -> int:
+    """A whole number of any integer type; truth values and floats are none."""
+    if not isinstance(value, bool) and getattr(value, "dtype", None) not in (torch.bool, np.dtype(bool)):
+        try:
+            return index(value)
+        except TypeError:
+            pass
+    raise InputError(field, repr(value), "a whole number")
+
+
+def _number(field: str, value: Any) -> float:
+    if not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    raise InputError(field, repr(value), "a positive number")
+
+
+def _tensor(field: str, value: Any) -> torch.Tensor:
+    """A tensor of real numbers or truth values from anything that holds them."""
+    if isinstance(value, torch.Tensor) and not value.is_complex():
+        return value.detach()
+    try:
+        array = np.asarray(None if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError):  # lists of several lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise InputError(field, getattr(value, "dtype", type(value).__name__), "a tensor or array of real numbers")
+    return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+
+
+def _weights(name: str, mask: Any, op: LinearOperator) -> torch.Tensor:
+    """Float64 weights (prod(shape_out),) of a mask (H, W)."""
+    found, size = _tensor(f"mask {name}", mask), tuple(op.shape_out[-2:])
+    if tuple(found.shape) != size:
+        raise InputError(f"mask {name}", f"shape {tuple(found.shape)}", f"shape {size}")
+    weights = found.to(device=op.device, dtype=torch.float64).expand(op.shape_out).flatten()
+    if not bool(((weights >= 0) & (weights <= 1)).all()):  # false for NaN too
+        raise InputError(f"mask {name}", "weights that are NaN, negative or above 1", "weights in [0, 1]")
+    return weights
 
 
 def _result(search: Search, item: Wanted) -> TruncatedSVD:

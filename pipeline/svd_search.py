@@ -6,9 +6,10 @@ A^T M_i u - sigma v do need A^T. They come from a second orthonormal basis P of 
 left vectors only what P does not hold yet is multiplied, compressed to its leading directions first. Q grows by the
 leading directions of the residuals not yet converged, which for one operator and one block is block Golub-Kahan with
 full re-orthogonalisation (Golub and Kahan 1965; Musco and Musco 2015 for the randomised start). The start is as small
-as one vector per mask: every product buys most when it deepens the Krylov space (Chen, Epperly, Meyer, Musco and Rao
-2025). What a small start may miss, a second copy of a multiple singular value, fresh random vectors look for before
-the search ends.
+as one vector per mask, and both bases grow by few directions at a time: every product buys most when it deepens the
+Krylov space (Chen, Epperly, Meyer, Musco and Rao 2025). While any residual is known to be far from its tolerance, the
+others need not be known at all, which saves most of the products with A^T. What a small start may miss, a second copy
+of a multiple singular value, fresh random vectors look for before the search ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pipeline.operators import LinearOperator, Products
 _FINE = 0.5  # share of a tolerance that the unseen part of a residual may take
 _EXPAND = 0.5  # residual directions below this share of the tolerance are not worth a product
 _DROP = 0.3  # directions this much weaker than the strongest one wait for a later round
+_FAR = 1.3  # a residual this many times its tolerance calls for a larger basis before the others are known
+_GROWTH, _SHARE = 4, 16  # directions by which Q grows at a time: at least so many, and 1 / so much of it; P by half
 _LARGE = 0.5  # masks over this share of the output are served by the common random start
 _ADJOINT = 0.1  # relative difference between u^T (A v) and (A^T u)^T v over both bases that no rounding explains
 _PAIR = 0.2  # the same for one random pair, in units of the standard deviation of either side
@@ -46,7 +49,7 @@ class Wanted:
     def validate(self, n_in: int, n_out: int) -> None:
         rows = n_out if self.support is None else len(self.support)
         if rows == 0:
-            raise InputError(f"mask {self.name}", "an empty mask", "at least one pixel")
+            raise InputError(f"mask {self.name}", "an empty mask", "at least one pixel", "Leave it out.")
         if not 1 <= self.rank <= min(n_in, rows):
             raise InputError(f"rank of {self.name}", self.rank, f"1 to {min(n_in, rows)}, the smaller dimension")
         if not (math.isfinite(self.tolerance) and self.tolerance > 0):
@@ -107,10 +110,13 @@ def _orthonormal(block: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     return block.contiguous()
 
 
-def _finite(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _finite(block: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Products as rows of `shape` (k, n)."""
+    if block.ndim < 1 or len(block) != shape[0] or block.numel() != shape[0] * shape[1]:
+        raise InputError("operator", f"products {tuple(block.shape)}", f"{shape[0]} of {shape[1]} entries each")
     if not bool(torch.isfinite(block).all()):
         raise InputError("operator", "a product with NaN or infinite entries", "finite products", "Check the model")
-    return block.flatten(1).to(dtype)
+    return block.reshape(shape).to(dtype)
 
 
 class Search:
@@ -130,7 +136,7 @@ class Search:
         self.n_in, self.n_out = math.prod(op.shape_in), math.prod(op.shape_out)
         for item in wanted:
             item.validate(self.n_in, self.n_out)
-        total = sum(item.rank for item in wanted)
+        self.ranks = total = sum(item.rank for item in wanted)
         self.most = max(item.rank for item in wanted)
         self.max_basis = 64 + 2 * total if max_basis is None else max_basis
         least = total + max(2 * self.most, _POWER * self.probes * (1 + len(wanted)))
@@ -162,17 +168,26 @@ class Search:
         """Products left, less those that are needed to complete the basis to the largest rank."""
         return self.budget - self.spent.total - max(0, self.most - len(self.q))
 
+    @property
+    def growth(self) -> int:
+        """Directions by which Q grows at a time, P by half as many; they leave room for all wanted vectors."""
+        return min(max(_GROWTH, len(self.q) // _SHARE), self.max_basis - self.ranks)
+
     def _forward(self, block: torch.Tensor) -> torch.Tensor:
         self.spent.jvp += len(block)
-        return _finite(self.op.matvec(block.to(self.op.dtype).view(-1, *self.op.shape_in)), self.dtype)
+        image = self.op.matvec(block.to(self.op.dtype).view(-1, *self.op.shape_in))
+        return _finite(image, (len(block), self.n_out), self.dtype)
 
     def _backward(self, block: torch.Tensor) -> torch.Tensor:
         self.spent.vjp += len(block)
-        return _finite(self.op.rmatvec(block.to(self.op.dtype).view(-1, *self.op.shape_out)), self.dtype)
+        before = self.op.products.recomputed
+        image = self.op.rmatvec(block.to(self.op.dtype).view(-1, *self.op.shape_out))
+        self.spent.recomputed += self.op.products.recomputed - before
+        return _finite(image, (len(block), self.n_in), self.dtype)
 
     def _add_right(self, block: torch.Tensor) -> None:
         """Append directions (b, n_in) to Q, their products to Y and to every Gram matrix."""
-        room = min(self.budget - self.spent.total, self.n_in - len(self.q))
+        room = min(self.budget - self.spent.total, min(self.n_in, self.max_basis) - len(self.q))
         if len(block := _orthonormal(block[:room], self.q)) == 0:
             return
         image = self._forward(block)
@@ -180,15 +195,23 @@ class Search:
             item.grow(self.y, image)
         self.q, self.y = torch.cat([self.q, block]), torch.cat([self.y, image])
 
-    def _add_left(self, rows: torch.Tensor, threshold: float) -> None:
-        """Append to P what `rows` (j, n_out), orthogonal to P already, hold above `threshold` (units of `rows`)."""
-        block = _orthonormal(_leading(rows, threshold, min(self.left_over, self.n_out - len(self.p))), self.p)
+    def _add_left(self, rows: torch.Tensor, threshold: float, left: torch.Tensor) -> bool:
+        """Append to P what `rows` (j, n_out), orthogonal to P already, hold above `threshold` (units of `rows`).
+
+        Where P is full, it shrinks to the span of the wanted `left` first. False where nothing was worth a product.
+        """
+        block = _leading(rows, threshold, min(-(-self.growth // 2), self.left_over, self.n_out - len(self.p)))
         if len(block) == 0:
-            return
+            return False
+        if len(self.p) + len(block) > self.max_basis:
+            turn = _leading(left @ self.p.T, 1e-3, self.max_basis - len(block))
+            self.p, self.z = turn @ self.p, turn @ self.z
+        block = _orthonormal(block, self.p)
         image = self._backward(block)
         # Later blocks hold the weaker rest of the same vectors: their measured gain bounds the neglected part well.
         self.gain = max(1.5 * float(torch.linalg.matrix_norm(image, 2)), 0.5 * self.gain)
         self.p, self.z = torch.cat([self.p, block]), torch.cat([self.z, image])
+        return True
 
     def _noise(self, count: int) -> list[torch.Tensor]:
         """`count` random left vectors inside each small mask, and as many over all of the output for the large ones."""
@@ -198,8 +221,10 @@ class Search:
     def _begin(self, start: torch.Tensor | None) -> None:
         """First block: the given start, or A^T of noise inside each small mask and over the whole output."""
         if start is not None:
-            if tuple(start.shape[1:]) != tuple(self.op.shape_in) or not bool(torch.isfinite(start).all()):
-                raise InputError("start", f"shape {tuple(start.shape)}", f"finite, (k, *{tuple(self.op.shape_in)})")
+            if start.ndim == 0 or tuple(start.shape[1:]) != tuple(self.op.shape_in):
+                raise InputError("start", f"shape {tuple(start.shape)}", f"(k, *{tuple(self.op.shape_in)})")
+            if not bool(torch.isfinite(start).all()):
+                raise InputError("start", "NaN or infinite entries", "finite vectors")
             rows = start.flatten(1).to(device=self.op.device, dtype=self.dtype)
             self._add_right(_leading(rows, 0.0, self.max_basis // 2))
         if len(self.q) == 0:
@@ -241,9 +266,10 @@ class Search:
         rows = inside @ self.z
         # By Rayleigh-Ritz the true residual is orthogonal to Q, sigma v included; what remains is the residual, and
         # inside Q what the transposed products are off the forward ones: no more than rounding where both are exact.
-        mismatch = inside @ (self.z @ self.q.T - self.p @ self.y.T)
-        for _ in range(2):
-            rows = rows - (rows @ self.q.T) @ self.q
+        along = rows @ self.q.T
+        mismatch = along - (inside @ self.p) @ self.y.T
+        rows = rows - along @ self.q
+        rows = rows - (rows @ self.q.T) @ self.q
         rows = rows * self.scale[:, None]
         self.residual = (rows.square().sum(1) + (mismatch.norm(dim=1) * self.scale).square()).sqrt()
         self.unseen = self._outside(left).norm(dim=1) * self.scale * (self.gain or self.norm)
@@ -265,32 +291,31 @@ class Search:
         return torch.cat([item.masked(item.left(self.y)) for item in self.wanted])
 
     def _cover(self, left: torch.Tensor) -> torch.Tensor:
-        """Grow P until every residual is known well enough to tell converged from not; returns the residual rows."""
+        """Grow P until a residual is known to be far from its tolerance, or every one well enough to tell converged
+        from not; returns the residual rows.
+        """
         rows = self._measure(left)
         doubtful = self.unseen > torch.maximum(0.5 * self.residual, torch.full_like(self.residual, _FINE))
         while bool(doubtful.any()) and self.left_over > 0:
             gain = self.gain or self.norm
             weighted = self._outside(left[doubtful]) * (self.scale[doubtful] * gain)[:, None]
-            before = len(self.p)
-            self._add_left(weighted, max(_FINE, 0.2 * float(self.unseen.max())))
-            if len(self.p) == before:
+            if not self._add_left(weighted, max(_FINE, 0.2 * float(self.unseen.max())), left):
                 break
             rows = self._measure(left)
+            if float(self.residual.max()) > _FAR:
+                break
             near = (self.residual <= 1.0) & (self.residual + self.unseen > 1.0) & (self.unseen > _FINE)
             doubtful = near | (self.unseen > self.residual.clamp(min=1.0))
         return rows
 
-    def _restart(self, left: torch.Tensor, room: int) -> None:
-        """Shrink both bases to the span of the wanted vectors when the next block would not fit; no products."""
+    def _restart(self, room: int) -> None:
+        """Shrink Q to the span of the wanted vectors when the next block would not fit; no products."""
         if len(self.q) + room > self.max_basis:
             keep = _leading(torch.cat([item.coefficients for item in self.wanted]), 1e-3, self.max_basis - room)
             for item in (*self.wanted, self.total):
                 item.gram = keep @ item.gram @ keep.T
             turn = keep.to(self.dtype)
             self.q, self.y = turn @ self.q, turn @ self.y
-        if len(self.p) > self.max_basis:
-            turn = _leading(left @ self.p.T, 1e-3, self.max_basis // 2)
-            self.p, self.z = turn @ self.p, turn @ self.z
 
     def _check_pair(self) -> None:
         """Compare u^T (A v) with (A^T u)^T v for one random pair, which also sees what A^T drops for good."""
@@ -337,18 +362,18 @@ class Search:
                 if self.checked or self.probes == 0 or self.left_over < 2 * fresh or len(self.q) == self.n_in:
                     self.checked |= len(self.q) == self.n_in
                     return
-                self._restart(left, fresh)
+                self._restart(fresh)
                 self.checked = not self._missed()
                 continue
             worth = max(_EXPAND, _DROP * float(self.residual.max()))
             wide = rows if len(self.q) < self.most else rows[unfinished]
-            block = _leading(wide, worth, min(self.max_basis // 2, self.most * 2))
+            block = _leading(wide, worth, self.growth)
             if len(block) == 0 and len(self.q) < self.most:
                 self._complete()
                 continue
             if len(block) == 0 or len(self.q) == self.n_in:
                 return
-            self._restart(left, len(block))
+            self._restart(len(block))
             self._add_right(block)
 
     def certificate(self, item: Wanted, residuals: torch.Tensor) -> Certificate:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from pipeline.errors import InputError
@@ -40,31 +41,39 @@ def nearest(image: torch.Tensor, others: torch.Tensor) -> int:
 
 def start_block(
     found: Mapping[str, Subspace],
-    theirs: Mapping[str, torch.Tensor],
-    mine: Mapping[str, torch.Tensor],
+    theirs: Mapping[str, torch.Tensor | np.ndarray],
+    mine: Mapping[str, torch.Tensor | np.ndarray],
     count: int = START,
 ) -> torch.Tensor:
     """The leading `count` directions (k <= count, *shape_in) that another image's subspaces share with one another.
 
     Args:
         found: the subspaces by mask, as `pipeline.svd` gave them or a catalog stored them.
-        theirs, mine: (H, W) masks of the image they were found on, and of this one.
-        count: most directions returned.
+        theirs, mine: (H, W) masks of the image they were found on, and of this one, tensors or arrays.
+        count: most directions returned, at least 1.
 
     Every right vector counts by its singular value over the first of its mask. Those of a mask smaller than half the
     picture are shifted to where this image has it; masks that either image lacks are left out.
 
     Raises:
-        InputError: no mask in common, vectors without their values, or a shift that leaves nothing of one.
+        InputError: no mask in common, masks of two sizes, vectors without their values, vectors of two shapes, no
+            direction wanted, or a shift that leaves nothing of one.
     """
-    rows = []
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError("count", repr(count), "a whole number, at least 1")
+    rows: list[torch.Tensor] = []
     for name, svd in found.items():
         if name not in theirs or name not in mine:
             continue
         _check(name, svd)
         vectors = svd.v
-        if float(theirs[name].float().mean()) < 0.5:
-            vectors = torch.stack([registered(v, theirs[name].bool(), mine[name].bool()) for v in vectors])
+        home, here = (torch.as_tensor(masks[name]).bool() for masks in (theirs, mine))
+        if home.ndim != 2 or home.shape != here.shape:
+            raise InputError(f"mask {name}", (tuple(home.shape), tuple(here.shape)), "one size (H, W) on both images")
+        if float(home.float().mean()) < 0.5:
+            vectors = torch.stack([registered(v, home, here) for v in vectors])
+        if rows and rows[0].shape[1] != vectors[0].numel():
+            raise InputError(f"found: {name}", tuple(vectors.shape[1:]), "vectors of one space")
         rows.append(vectors.flatten(1) * (svd.sigma / svd.sigma[0].clamp(min=1e-30))[:, None])
     if not rows:
         raise InputError("found", sorted(found), f"one of the masks {sorted(mine)}")

@@ -29,7 +29,8 @@ from pydantic import BaseModel
 
 from catalog.reader import Catalog
 from flows.cli import build_parser, main
-from flows.recipe import BuiltinDataset, FolderDataset, Method, Recipe, load_recipe, parse_recipe
+from flows.datasets.kinds import KINDS
+from flows.recipe import Method, Recipe, load_recipe, parse_recipe
 from tests.pipeline.tiny_models import tiny_pipeline_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,14 +213,18 @@ def missing_keys(model: type[BaseModel], values: dict[str, Any], path: str = "")
         if name not in values:
             missing.append(path + name)
         elif isinstance(values[name], dict):
-            kinds: dict[str, Any] = {"builtin": BuiltinDataset, "folder": FolderDataset}
-            inner: Any = kinds[values[name]["kind"]] if name == "dataset" else field.annotation
+            inner: Any = KINDS[values[name]["kind"]] if name == "dataset" else field.annotation
             assert isinstance(inner, type) and issubclass(inner, BaseModel)
             missing += missing_keys(inner, values[name], f"{path}{name}.")
     return missing
 
 
-@pytest.mark.parametrize(("name", "left_out"), [("recipe.yaml", []), ("photos.yaml", ["method", "seed"])])
+PHOTOS_LEAVE_OUT = [
+    *(f"dataset.{key}" for key in ("licence", "resize", "nested", "label_maps", "labels")), "method", "seed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "left_out"), [("recipe.yaml", []), ("photos.yaml", PHOTOS_LEAVE_OUT)])
 def test_the_recipes_are_valid_and_show_every_key(tmp_path: Path, name: str, left_out: list[str]) -> None:
     (block,) = [block for block in BLOCKS if block.mark == f"save as: {name}"]
     (tmp_path / name).write_text(block.text)
@@ -232,6 +237,15 @@ def test_the_full_recipe_explains_every_key_and_shows_the_defaults() -> None:
     bare = [line for line in block.text.splitlines() if "#" not in line]
     assert bare == ["dataset:", "method:"]
     assert parse_recipe(yaml.safe_load(block.text)).method == Method()
+
+
+def test_parts_of_recipes_are_valid_and_every_kind_of_data_set_is_named() -> None:
+    parts = [yaml.safe_load(block.text) for block in BLOCKS if block.language == "yaml" and not block.mark]
+    assert {key for part in parts for key in part} == {"model", "regions"}
+    for part in parts:
+        parse_recipe({"name": "a", "dataset": {"kind": "builtin"}, "regions": ["mouth"], **part})
+    table = README.split("| kind |")[1].split("\n\n")[0]
+    assert set(KINDS) - {"builtin"} <= set(re.findall(r"`([a-z0-9-]+)`", table))
 
 
 def test_every_term_of_the_field_is_explained() -> None:

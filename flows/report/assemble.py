@@ -13,7 +13,7 @@ import torch
 from catalog.lookup import homogeneity
 from catalog.reader import Catalog
 from flows.console import Advance, silent
-from flows.editing import model_of, placed, recipe_of
+from flows.editing import model_of, picture_shape, placed, recipe_of
 from flows.files import write_whole
 from flows.paths import builtin_folder
 from flows.pictures import as_picture
@@ -226,8 +226,8 @@ def _reader_for(catalog: Catalog) -> AttributeReader | None:
     """The attribute reader, where it knows the data."""
     builtin = catalog.manifest.provenance.recipe["dataset"]["kind"] == "builtin"
     folder = builtin_folder() / "reader"
-    shape = tuple(catalog.manifest.provenance.spaces["x"])
-    return AttributeReader.load(folder) if builtin and shape == (3, 64, 64) and folder.is_dir() else None
+    known = builtin and folder.is_dir() and picture_shape(catalog) == (3, 64, 64)
+    return AttributeReader.load(folder) if known else None
 
 
 @torch.no_grad()
@@ -249,7 +249,7 @@ def write_report(folder: Path, out: Path, advance: Advance = silent, model: str 
         table = direction_table(catalog)
         present = {row["region"] for row in table}
         sections, firsts = [], []
-        for region in recipe_of(catalog).regions:
+        for region in recipe_of(catalog).region_names:
             if region in present:
                 section, first = _section(studio, table, region)
                 sections.append(section)

@@ -51,7 +51,10 @@ def facts(catalog: Catalog) -> list[tuple[str, str]]:
     provenance = catalog.manifest.provenance
     method = provenance.recipe["method"]
     return [
-        ("data set", f"{provenance.data['name']} ({provenance.data['split']}), {provenance.data['images']} images"),
+        (
+            "data set",
+            f"{provenance.data['name']} ({provenance.data['split']}), {catalog.manifest.rows('images')} images",
+        ),
         ("model", f"{provenance.model['family']}, {provenance.model['parameters'] / 1e6:.1f} M parameters"),
         ("timestep", f"{method['timestep']} T, {method['inversion_steps']} inversion steps"),
         ("x-space", f"rank {method['loco']['rank']}, null space of rank {method['loco']['null_rank']}"),

@@ -1,9 +1,9 @@
 """A network that survives forward-mode differentiation, with the same weights and the same answers, and the passes.
 
 Fused attention has no forward-mode rule, and the fused group norm refuses non-contiguous tangents. The copy made here
-replaces both by plain formulas. Its group norm carries hand-written derivatives: the automatic ones of the plain
-formula cost about a third more per product. Its convolutions have no derivative in their weights, for which torch's
-own forward mode convolves the primal with a zero kernel once more.
+replaces both by plain formulas, and takes the weights out of layer norm. Its group norm carries hand-written
+derivatives: the automatic ones of the plain formula cost about a third more per product. Its convolutions have no
+derivative in their weights, for which torch's own forward mode convolves the primal with a zero kernel once more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
+
+from pipeline.errors import ModelError
 
 _checkpointing: ContextVar[bool] = ContextVar("checkpointing", default=False)
 
@@ -83,6 +85,7 @@ class _GroupNorm(torch.autograd.Function):
 
     Returns (y, normalised, rate); the last two, (B, G, n) and (B, G, 1), are only saved for the derivatives.
     The Jacobian is symmetric up to the channel weights: d y = w * (I - 1 1^T/n - z z^T/n) d x * rate.
+    Statistics are taken in float32 or better, as by the fused norm: the square of 256 is no float16.
     """
 
     generate_vmap_rule = True
@@ -91,11 +94,11 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        grouped = x.reshape(x.shape[0], groups, -1)
+        grouped = x.reshape(x.shape[0], groups, -1).to(torch.promote_types(x.dtype, torch.float32))
         centred = grouped - grouped.mean(-1, keepdim=True)
         rate = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
         normalised = centred * rate
-        return normalised.reshape(x.shape) * weight + bias, normalised, rate
+        return (normalised.reshape(x.shape) * weight + bias).to(x.dtype), normalised.to(x.dtype), rate
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -116,10 +119,10 @@ class _GroupNorm(torch.autograd.Function):
 
 
 def _normalise_tangent(dx: torch.Tensor, normalised: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-    """(I - 1 1^T/n - z z^T/n) dx * rate, in the shape of `dx`."""
-    grouped = dx.reshape(normalised.shape)
+    """(I - 1 1^T/n - z z^T/n) dx * rate, in the shape and dtype of `dx`, by way of the dtype of `rate`."""
+    grouped = dx.reshape(normalised.shape).to(rate.dtype)
     along = (grouped * normalised).mean(-1, keepdim=True)
-    return ((grouped - grouped.mean(-1, keepdim=True) - normalised * along) * rate).reshape(dx.shape)
+    return ((grouped - grouped.mean(-1, keepdim=True) - normalised * along) * rate).reshape(dx.shape).to(dx.dtype)
 
 
 class ReshapeSafeGroupNorm(nn.Module):
@@ -143,6 +146,19 @@ class ReshapeSafeGroupNorm(nn.Module):
         bias = x.new_zeros(shape) if self.bias is None else self.bias.view(shape)
         y = _GroupNorm.apply(x, weight, bias, self.num_groups, self.eps)
         return cast(torch.Tensor, y[0])
+
+
+class OutsideWeightsLayerNorm(nn.Module):
+    """Layer norm whose weights are applied after the fused kernel: with them in it, fake tensors do not run it."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.shape, self.eps, self.weight, self.bias = norm.normalized_shape, norm.eps, norm.weight, norm.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.layer_norm(x, self.shape, eps=self.eps)
+        y = y if self.weight is None else y * self.weight
+        return y if self.bias is None else y + self.bias
 
 
 class _Convolution(torch.autograd.Function):
@@ -184,7 +200,10 @@ class FrozenConvolution(nn.Module):
 
 
 class MatmulAttention:
-    """Self-attention of diffusers' `Attention` by plain matrix products, (B, C, H, W) or (B, N, C) in and out."""
+    """Attention of diffusers' `Attention` by plain matrix products, (B, C, H, W) or (B, N, C) in and out.
+
+    Across to `encoder_hidden_states` (B, L, D) where they are given; masks have no place here.
+    """
 
     def __call__(
         self,
@@ -198,10 +217,15 @@ class MatmulAttention:
         x = hidden_states.flatten(2).transpose(1, 2) if hidden_states.ndim == 4 else hidden_states
         if attn.group_norm is not None:
             x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+        context = x if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross is not None:
+            context = attn.norm_encoder_hidden_states(context)
         query, key, value = (
-            part(x).reshape(x.shape[0], x.shape[1], attn.heads, -1).transpose(1, 2)
-            for part in (attn.to_q, attn.to_k, attn.to_v)
+            part(source).reshape(*source.shape[:2], attn.heads, -1).transpose(1, 2)
+            for part, source in ((attn.to_q, x), (attn.to_k, context), (attn.to_v, context))
         )
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
         scores = (query * attn.scale) @ key.transpose(-1, -2)
         if attn.upcast_softmax and scores.dtype in (torch.float16, torch.bfloat16):
             scores = scores.float()
@@ -231,11 +255,15 @@ def shared_copy(
     return copy.deepcopy(network, memo)
 
 
-def _part(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-    """What diffusers' blocks call for each residual block while gradients are recorded."""
+def _part(module: nn.Module, *inputs: Any) -> torch.Tensor:
+    """What diffusers' blocks call for each block inside them while gradients are recorded."""
     if not _checkpointing.get():
         return cast(torch.Tensor, module(*inputs))
-    return cast(torch.Tensor, checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False))
+    token = _checkpointing.set(False)  # blocks inside this one stay whole, as they do when it is run again
+    try:
+        return cast(torch.Tensor, checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False))
+    finally:
+        _checkpointing.reset(token)
 
 
 @cache
@@ -247,9 +275,12 @@ def _load_forward_rules() -> None:
 
 
 def forward_mode_copy(network: nn.Module) -> nn.Module:
-    """A `shared_copy` of `network` with `ReshapeSafeGroupNorm` and `MatmulAttention` in place of the fused ones.
+    """A `shared_copy` of `network` with norms and attention of this module in place of the fused ones.
 
     Its convolutions are differentiated in x alone, and its blocks keep little for the way back where `record` says so.
+
+    Raises:
+        ModelError: attention with parts that plain matrix products leave out.
     """
     _load_forward_rules()
     twin = shared_copy(network)
@@ -257,11 +288,18 @@ def forward_mode_copy(network: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.GroupNorm):
                 setattr(module, name, ReshapeSafeGroupNorm(child))
+            if type(child) is nn.LayerNorm:
+                setattr(module, name, OutsideWeightsLayerNorm(child))
             if isinstance(child, nn.Conv2d) and child.padding_mode == "zeros":
                 setattr(module, name, FrozenConvolution(child))
         if hasattr(module, "gradient_checkpointing"):
             block: Any = module
             block.gradient_checkpointing, block._gradient_checkpointing_func = True, _part
         if isinstance(module, Attention):
+            if module.spatial_norm is not None or module.added_kv_proj_dim is not None or module.fused_projections:
+                raise ModelError(
+                    "attention", "spatial norm, added or fused projections", "queries, keys and values of its own",
+                    "This kind has no Jacobians.",
+                )  # fmt: skip
             module.set_processor(MatmulAttention())
     return twin

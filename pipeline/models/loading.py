@@ -1,33 +1,132 @@
-"""From a reference (a diffusers folder or a Hub id) to a denoiser. Reads numbers and JSON; never runs what it reads."""
+"""From a reference (a diffusers folder or a Hub id) to a denoiser. Reads numbers and JSON; never runs what it reads.
+
+`FAMILIES` is the table of what can be loaded: to add a family, write its adapter and a line there.
+"""
 
 from __future__ import annotations
 
 import inspect
-import json
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    ConfigMixin,
+    DiTTransformer2DModel,
+    ModelMixin,
+    SchedulerMixin,
+    ScoreSdeVeScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from diffusers.schedulers.deprecated import ScoreSdeVpScheduler
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, RhumbError
+from pipeline.models.conditional import TEXT_FILES, ConditionalDenoiser, OwnPrompt, empty_prompt
 from pipeline.models.contract import Denoiser
+from pipeline.models.dit import DiTDenoiser
+from pipeline.models.files import CONVERSION, ModelFiles, inside, open_files
+from pipeline.models.latents import LatentDenoiser
+from pipeline.models.pickles import read_pickle
+from pipeline.models.quiet import quiet
 from pipeline.models.unet2d import UNet2DDenoiser
 
-_WEIGHTS = "diffusion_pytorch_model"
-_LFS_HEADER = b"version https://git-lfs"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_JSON_FILES = ("model_index.json", "config.json", "scheduler_config.json", "unet/config.json",
-               "scheduler/scheduler_config.json")  # fmt: skip
+Network = TypeVar("Network", bound=ModelMixin)
+
+_OLD_SCHEDULERS = {"VeSdeScheduler": ScoreSdeVeScheduler, "ScoreSdeVpScheduler": ScoreSdeVpScheduler}
+_SECOND_NAMES = {"time_proj.W"}  # score-sde files of the first diffusers hold time_proj.weight under this name too
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model on its way to an adapter: its files, where its network lies among them, and what was asked for."""
+
+    files: ModelFiles
+    part: str  # folder of the network, "" for the model's own
+    scheduler: Any
+    device: torch.device | str
+    dtype: torch.dtype
+    class_label: int | None
+    prompt: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of model.
+
+    Attributes:
+        network: class of the network that denoises.
+        part: the network's name, and its folder, in a pipeline.
+        adapter: makes the denoiser.
+        others: parts of a pipeline besides network and scheduler that the adapter knows; any other part is refused.
+    """
+
+    network: type[ModelMixin]
+    part: str
+    adapter: Callable[[Opened], Denoiser]
+    others: frozenset[str] = frozenset()
+
+
+def _unet2d(model: Opened) -> Denoiser:
+    unet = load_network(model.files, UNet2DModel, model.part)
+    denoiser = UNet2DDenoiser(
+        unet, model.scheduler, device=model.device, dtype=model.dtype, class_label=model.class_label
+    )
+    times, steps = unet.time_proj, denoiser.info.train_timesteps
+    if isinstance(times, torch.nn.Embedding) and times.num_embeddings < steps:
+        where = str(model.files.folder / inside(model.part, "config.json"))
+        raise ModelError(where, f"learned times of {times.num_embeddings} timesteps", f"{steps}, as its scheduler has")
+    return denoiser
+
+
+def _dit(model: Opened) -> Denoiser:
+    network = load_network(model.files, DiTTransformer2DModel, model.part)
+    return _with_pictures(
+        model,
+        DiTDenoiser(network, model.scheduler, device=model.device, dtype=model.dtype, class_label=model.class_label),
+    )
+
+
+def _conditional(model: Opened) -> Denoiser:
+    prompt: torch.Tensor | OwnPrompt | None = model.prompt
+    if prompt is None:
+        model.files.paths([name for name in TEXT_FILES if model.files.has(name)])
+        prompt = empty_prompt(model.files.folder)
+    unet = load_network(model.files, UNet2DConditionModel, model.part)
+    return _with_pictures(
+        model,
+        ConditionalDenoiser(
+            unet, model.scheduler, prompt, device=model.device, dtype=model.dtype, class_label=model.class_label
+        ),
+    )
+
+
+def _with_pictures(model: Opened, denoiser: Denoiser) -> Denoiser:
+    """The denoiser on latents of the model's autoencoder; itself where there is none."""
+    config = "vae/config.json"
+    named = _pipeline_parts(model.files).get("vae") if model.files.has("model_index.json") else None
+    if named is None and not model.files.has(config):
+        return denoiser
+    classes = {model.files.json(config).get("_class_name"), named or "AutoencoderKL"}
+    if classes != {"AutoencoderKL"}:
+        found = " and ".join(sorted(map(str, classes)))
+        raise ModelError(str(model.files.folder / config), f"class {found}", "AutoencoderKL", "No adapter for others.")
+    return LatentDenoiser(denoiser, load_network(model.files, AutoencoderKL, "vae"))
+
+
+FAMILIES = (
+    Family(UNet2DModel, "unet", _unet2d),
+    Family(
+        UNet2DConditionModel, "unet", _conditional,
+        frozenset({"vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"}),
+    ),
+    Family(DiTTransformer2DModel, "transformer", _dit, frozenset({"vae"})),
+)  # fmt: skip
 
 
 def load_denoiser(
@@ -37,227 +136,162 @@ def load_denoiser(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     class_label: int | None = None,
+    prompt: torch.Tensor | None = None,
 ) -> Denoiser:
-    """The denoiser behind a reference.
+    """The denoiser behind a reference; its `origin` tells the commit and the files it was read from.
 
     Args:
-        reference: a diffusers pipeline folder (model_index.json, unet and scheduler), a UNet folder with the scheduler
-            inside or beside it, or a Hub id "owner/name", whose cached copy serves offline.
+        reference: a diffusers pipeline folder (model_index.json, network and scheduler), a network folder with the
+            scheduler inside or beside it, or a Hub id "owner/name" or "owner/name@revision", whose cached copy serves
+            offline.
         device: default a GPU where there is one.
         dtype: of weights and computation.
         revision: branch, tag or commit of a Hub id.
         class_label: the class of a class-conditional network.
+        prompt: embedding (1, L, D) that a network with cross-attention is given; default that of no words, by the
+            pipeline's own text encoder, which takes the package transformers. Other networks ignore it.
 
     Raises:
-        ModelError: a missing folder, missing, damaged or unfetched weights, weights that do not fit the network, or a
-            class that has no adapter.
+        ModelError: a missing folder, missing, damaged, changed or unfetched weights, weights that do not fit the
+            network, or a class that has no adapter.
     """
-    folder = _resolve(reference, revision)
-    _check_pipeline(folder)
-    network = folder / "unet" if (folder / "unet").is_dir() else folder
-    unet = _load_unet(network)
-    scheduler = _load_scheduler(folder, network)
+    files = open_files(reference, revision)
+    family, part = _family(files)
+    scheduler = _load_scheduler(files, part)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    return UNet2DDenoiser(unet, scheduler, device=chosen, dtype=dtype, class_label=class_label)
-
-
-def _resolve(reference: str | Path, revision: str | None) -> Path:
-    """The local folder of a reference, downloaded if it is a Hub id that is no folder here."""
-    folder = Path(reference).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ModelError("model", reference, "a folder", "Give the folder that holds model_index.json.")
-    if isinstance(reference, Path) or not _HUB_ID.fullmatch(reference) or reference.startswith("."):
-        raise ModelError("model", reference, "an existing model folder or a Hub id such as owner/name")
-    found = _download(reference, revision, (*_JSON_FILES, *_weight_patterns("safetensors")))
-    network = found / "unet" if (found / "unet").is_dir() else found
-    if not _weight_files(network, "safetensors"):
-        found = _download(reference, revision, (*_JSON_FILES, *_weight_patterns("bin")))
-    return found
-
-
-def _weight_patterns(suffix: str) -> tuple[str, ...]:
-    """Whole and sharded weights of the default variant, at the root or in unet/."""
-    names = (f"{_WEIGHTS}.{suffix}", f"{_WEIGHTS}-?????-of-?????.{suffix}", f"{_WEIGHTS}.{suffix}.index.json")
-    return tuple(f"{folder}{name}" for folder in ("", "unet/") for name in names)
-
-
-def _download(reference: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    torch.empty(0, device=chosen)  # a device that is not there is no fault of the model
     try:
-        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        where = reference if revision is None else f"{reference} at {revision}"
+        denoiser = family.adapter(Opened(files, part, scheduler, chosen, dtype, class_label, prompt))
+    except RhumbError:
+        raise
+    except Exception as error:  # a foreign configuration may fail anywhere in diffusers
         raise ModelError(
-            "model",
-            f"{where} ({type(error).__name__})",
-            "a model folder here, or a model on the Hub or in its cache",
-            "Check the spelling, the network, and for a private model the login.",
+            str(files.folder / inside(part, "config.json")),
+            f"a model that cannot be run ({_reason(error)})",
+            "a network and a schedule whose settings fit each other",
         ) from error
+    if files.has(CONVERSION):
+        files.json(CONVERSION)
+    denoiser.origin = files.origin
+    return denoiser
 
 
-def _check_pipeline(folder: Path) -> None:
-    """Refuse a pipeline with other parts than an unconditional UNet and a scheduler; nothing of it is imported."""
-    path = folder / "model_index.json"
-    if not path.exists():
-        return
-    index = _read_json(path)
-    parts = {key: value for key, value in index.items() if not key.startswith("_") and isinstance(value, list)}
-    found = parts.get("unet")
-    if found is None:
+def _family(files: ModelFiles) -> tuple[Family, str]:
+    """The family of a model and the folder of its network; nothing of the model is imported."""
+    parts = _pipeline_parts(files) if files.has("model_index.json") else {}
+    known = sorted({family.part for family in FAMILIES})
+    named = next((name for name in known if name in parts), None)
+    if parts and named is None:
         raise ModelError(
-            str(path), index.get("_class_name", "no class"), "a pipeline with a unet", "This family has no adapter."
-        )
-    if found != ["diffusers", "UNet2DModel"]:
-        raise ModelError(str(path), f"unet of class {found[-1]}", "UNet2DModel", "This family has no adapter.")
-    others = sorted(key for key, value in parts.items() if key not in ("unet", "scheduler") and value[-1] is not None)
-    if others:
-        raise ModelError(
-            str(path),
-            f"{index.get('_class_name')} with {', '.join(others)}",
-            "a pixel model: unet and scheduler only",
-            "Latent and conditional pipelines have no adapter.",
-        )
-
-
-def _load_unet(folder: Path) -> UNet2DModel:
-    config = _read_json(folder / "config.json")
-    if config.get("_class_name") != "UNet2DModel":
-        raise ModelError(
-            str(folder / "config.json"),
-            f"class {config.get('_class_name')}",
-            "UNet2DModel",
+            str(files.folder / "model_index.json"),
+            f"a pipeline of {', '.join(sorted(parts))}",
+            f"a pipeline with a {' or a '.join(known)}",
             "This family has no adapter.",
         )
-    safetensors = _weight_files(folder, "safetensors")
-    files = safetensors or _weight_files(folder, "bin")
-    if not files:
+    part = next((name for name in known if files.has(f"{name}/config.json")), "")
+    config = inside(part, "config.json")
+    network = files.json(config).get("_class_name") if named is None else parts[named]
+    if network == files.json(config).get("_class_name"):
+        for family in FAMILIES:
+            if family.network.__name__ == network:
+                _refuse_others(files, parts, family)
+                return family, part
+    found = {str(network), str(files.json(config).get("_class_name"))}
+    raise ModelError(
+        str(files.folder / config),
+        f"class {' and '.join(sorted(found))}",
+        f"{' or '.join(family.network.__name__ for family in FAMILIES)}",
+        "This family has no adapter.",
+    )
+
+
+def _pipeline_parts(files: ModelFiles) -> dict[str, str]:
+    """Class names of a pipeline's parts; a class of another library than diffusers carries that library's name."""
+    index = files.json("model_index.json")
+    parts = {key: value for key, value in index.items() if not key.startswith("_") and isinstance(value, list)}
+    named = {key: value for key, value in parts.items() if len(value) == 2 and value[1] is not None}
+    return {key: str(name) if library == "diffusers" else f"{library}.{name}" for key, (library, name) in named.items()}
+
+
+def _refuse_others(files: ModelFiles, parts: dict[str, str], family: Family) -> None:
+    others = sorted(parts.keys() - {family.part, "scheduler"} - family.others)
+    if others:
         raise ModelError(
-            str(folder),
-            "no weights",
-            f"{_WEIGHTS}.safetensors (or .bin)",
-            "Download the whole model again.",
+            str(files.folder / "model_index.json"),
+            f"{family.network.__name__} with {', '.join(others)}",
+            f"a pipeline of {', '.join(sorted({family.part, 'scheduler'} | family.others))} only",
+            "This family has no adapter.",
         )
-    for file in files:
-        _check_file(file)
+
+
+def load_network(files: ModelFiles, kind: type[Network], part: str) -> Network:
+    """The network of class `kind` in the folder `part`, with exactly the weights its configuration asks for.
+
+    Raises:
+        ModelError: files that are missing or damaged, or that do not fit each other.
+    """
+    files.json(inside(part, "config.json"))
+    paths = files.weights(part)
+    for path in paths:
+        if path.suffix == ".bin" and not isinstance(content := read_pickle(path), Mapping):
+            raise ModelError(str(path), f"a {type(content).__name__}", "a state dict", "Download the model again.")
     try:
-        with _quiet():
+        with quiet(diffusers_logging):
             # Pickled .bin files are read by torch with weights_only=True, which builds nothing but tensors.
-            unet, report = UNet2DModel.from_pretrained(
-                folder, use_safetensors=bool(safetensors), local_files_only=True, low_cpu_mem_usage=False,
-                output_loading_info=True,
+            network, report = kind.from_pretrained(
+                files.folder / part, use_safetensors=paths[0].suffix == ".safetensors", local_files_only=True,
+                low_cpu_mem_usage=False, output_loading_info=True,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except Exception as error:  # as above
         raise ModelError(
-            str(files[0]),
-            f"weights or configuration that do not load ({type(error).__name__}: {_short(error)})",
-            "the weights of the network in config.json",
-            "Download the model again.",
+            str(paths[0]),
+            f"weights or configuration that do not load ({_reason(error)})",
+            "a config.json of diffusers, and the weights of its network",
+            "Check the configuration, or download the model again.",
         ) from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            names = [str(name) for name in report[kind]]
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted({str(name) for name in report.get(problem) or ()} - _SECOND_NAMES)
+        if names:
             raise ModelError(
-                str(files[0]),
-                f"{kind.replace('_', ' ')}: {', '.join(names[:3])}{' ...' if names[3:] else ''}",
+                str(paths[0]),
+                f"{problem.replace('_', ' ')}: {', '.join(names[:3])}{' ...' if names[3:] else ''}",
                 "exactly the weights of the network in config.json",
                 "Download the model again.",
             )
-    return cast(UNet2DModel, unet)
+    if not isinstance(network, kind):
+        raise TypeError(f"{kind.__name__}.from_pretrained made a {type(network).__name__}")
+    for name, tensor in network.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(str(paths[0]), f"NaN or infinity in {name}", "finite weights", "Download the model again.")
+    return network
 
 
-def _weight_files(folder: Path, suffix: str) -> list[Path]:
-    """The weight files of a network folder, whole or sharded; empty without any.
-
-    Raises:
-        ModelError: the index of sharded weights names a missing file, or one outside the folder.
-    """
-    whole, index = folder / f"{_WEIGHTS}.{suffix}", folder / f"{_WEIGHTS}.{suffix}.index.json"
-    if whole.exists():
-        return [whole]
-    if not index.exists():
-        return []
-    mapping = _read_json(index).get("weight_map")
-    names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
-    wrong = [name for name in names if Path(name).name != name or not (folder / name).exists()]
-    if wrong or not names:
-        raise ModelError(str(index), wrong[:1] or "no files", "names of weight files in the same folder")
-    return [folder / name for name in names]
-
-
-def _check_file(path: Path) -> None:
-    """Refuse Git-LFS pointers and damaged safetensors, whose header tells their length."""
-    with path.open("rb") as stream:
-        head = stream.read(len(_LFS_HEADER))
-    if head == _LFS_HEADER:
-        raise ModelError(
-            str(path), "a Git-LFS pointer", "the weights themselves", "Run `git lfs pull` in the model's repository."
-        )
-    if path.suffix != ".safetensors":
-        return
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            tensors.keys()
-    except SafetensorError as error:
-        raise ModelError(
-            str(path),
-            f"a truncated or damaged file ({_short(error)})",
-            "a whole safetensors file",
-            "Download the model again.",
-        ) from error
-
-
-def _load_scheduler(folder: Path, network: Path) -> Any:
+def _load_scheduler(files: ModelFiles, part: str) -> Any:
     """The scheduler in or beside the network: only a class of diffusers itself, built from plain numbers."""
-    places = [folder / "scheduler", folder, network, network.parent / "scheduler"]
-    path = next((p / "scheduler_config.json" for p in places if (p / "scheduler_config.json").exists()), None)
-    if path is None:
+    beside = "../scheduler" if part == "" else "scheduler"
+    places = [inside(place, "scheduler_config.json") for place in ("scheduler", "", part, beside)]
+    name = next((place for place in places if files.has(place)), None)
+    if name is None:
         raise ModelError(
-            str(folder),
+            str(files.folder),
             "no scheduler_config.json",
             "the noise schedule the model was trained with",
             "Put it into a folder `scheduler` beside the weights.",
         )
-    config = _read_json(path)
-    name = str(config.get("_class_name"))
-    kind = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not (inspect.isclass(kind) and issubclass(kind, SchedulerMixin)):
-        raise ModelError(str(path), f"class {name}", "a scheduler of diffusers")
+    config, path = files.json(name), files.folder / name
+    title = str(config.get("_class_name"))
+    kind = _OLD_SCHEDULERS.get(title) or (getattr(diffusers, title, None) if title.isidentifier() else None)
+    if not (inspect.isclass(kind) and issubclass(kind, SchedulerMixin) and issubclass(kind, ConfigMixin)):
+        raise ModelError(str(path), f"class {title}", "a scheduler of diffusers")
     known = inspect.signature(kind.__init__).parameters
     try:
-        with _quiet():
+        with quiet(diffusers_logging):
             return kind(**{key: value for key, value in config.items() if key in known})
-    except (TypeError, ValueError, NotImplementedError, ImportError, RuntimeError) as error:
+    except Exception as error:  # as above
         raise ModelError(
-            str(path), f"settings that {name} refuses ({_short(error)})", "a working scheduler configuration"
+            str(path), f"settings that {title} refuses ({_reason(error)})", "a working scheduler configuration"
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(str(path), "no such file", "a diffusers model folder with its configuration") from error
-    except (OSError, ValueError) as error:
-        pointer = path.read_bytes().startswith(_LFS_HEADER) if path.is_file() else False
-        raise ModelError(str(path), "a Git-LFS pointer" if pointer else "no readable JSON", "a JSON object") from error
-    if not isinstance(content, dict):
-        raise ModelError(str(path), type(content).__name__, "a JSON object")
-    return content
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines or warnings from diffusers: what matters among them is checked and raised here."""
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        diffusers_logging.set_verbosity(level)
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

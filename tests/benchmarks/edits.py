@@ -139,7 +139,7 @@ def targets_of(methods: dict[str, Any], transfer: dict[str, Any]) -> list[Target
 
 def measure(bench: Bench, images: int, others: int, split: str = "holdout") -> tuple[list[Target], dict[str, Any]]:
     """Targets and details over the first `images` images of faces64's split."""
-    sources = load_images("faces64", split, images, bench.recipe.regions, bench.denoiser.info.image_shape)
+    sources = load_images("faces64", split, images, bench.recipe.region_names, bench.denoiser.info.image_shape)
     subjects = make_subjects(bench, sources)
     mined = mine_subjects(bench, subjects)
     edits = {method: edits_at_home(bench, subjects, mined, method) for method in METHODS}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from flows.console import stage
-from flows.datasets import SourceImage
+from flows.datasets.contract import SourceImage
 from flows.paths import builtin_folder
 from pipeline.editing import DecodeSettings
 from pipeline.faces.factors import FACTORS, OWNER
@@ -68,7 +68,7 @@ QUICK = Size(8, 4, 1, (0.6, 0.7, 0.8), 2, 256, 8, 16)
 
 
 def _images(bench: Bench, count: int, name: str = "faces64") -> list[SourceImage]:
-    return load_images(name, "holdout", count, bench.recipe.regions, bench.denoiser.info.image_shape)
+    return load_images(name, "holdout", count, bench.recipe.region_names, bench.denoiser.info.image_shape)
 
 
 # --- round trip ---------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def about(bench: Bench, size: Size) -> dict[str, Any]:
                 squares.append((clean_hat - clean).square().flatten(1).mean(1))
             error = float(torch.cat(squares).mean())
             loss[f"{share:g}"] = {"x0": error, "v": error / sigma**2}  # v - v_hat = -(x0 - x0_hat) / sigma
-    model = bench.recipe.model
+    model = bench.recipe.model.reference
     folder = builtin_folder() / "denoiser" if model == "builtin" else Path(model)
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     return {"info": asdict(bench.denoiser.info), "weights_mb": weights / 1e6, "held_out_mse": loss}

@@ -84,7 +84,7 @@ def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
 def subjects_of(bench: Bench, count: int) -> list[Subject]:
     """Held-out images at the recipe's timestep."""
     return make_subjects(
-        bench, load_images("faces64", "holdout", count, bench.recipe.regions, bench.denoiser.info.image_shape)
+        bench, load_images("faces64", "holdout", count, bench.recipe.region_names, bench.denoiser.info.image_shape)
     )
 
 

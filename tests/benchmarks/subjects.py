@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from flows.console import stage
-from flows.datasets import SourceImage, load_builtin
+from flows.datasets.contract import SourceImage
+from flows.datasets.dataset import load_dataset
 from flows.miner import mining_settings
 from flows.mining import open_model
 from flows.paths import builtin_folder, builtin_recipe
-from flows.recipe import BuiltinDataset, Recipe, load_recipe
+from flows.recipe import Recipe, load_recipe, parse_recipe
 from pipeline.editing import DecodeSettings, decode
 from pipeline.faces.factors import FACTORS
 from pipeline.images import as_tensor
@@ -78,8 +79,9 @@ def load_images(
     name: str, split: str, count: int, regions: Sequence[str], image_shape: tuple[int, int, int]
 ) -> list[SourceImage]:
     """The first `count` images of a built-in split with the masks of `regions`."""
-    source = BuiltinDataset.model_validate({"kind": "builtin", "name": name, "split": split, "limit": count})
-    return list(load_builtin(source, regions, image_shape).images)
+    dataset = {"kind": "builtin", "name": name, "split": split, "limit": count}
+    recipe = parse_recipe({"name": "benchmark", "dataset": dataset, "regions": list(regions)})
+    return list(load_dataset(recipe, image_shape).images)
 
 
 def pixels(images: Sequence[SourceImage], bench: Bench) -> torch.Tensor:

@@ -224,7 +224,7 @@ def tune(
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
     """Try every setting at every timestep (fractions of T) on the first `images` of `mine`; `keep` gets each row."""
-    sources = load_images("faces64", "mine", images, bench.recipe.regions, bench.denoiser.info.image_shape)
+    sources = load_images("faces64", "mine", images, bench.recipe.region_names, bench.denoiser.info.image_shape)
     for share in timesteps:
         t = bench.fraction(share)
         here = bench.at(t, replace(bench.settings.decode, h_window=(t, 0)))

@@ -280,12 +280,12 @@ def test_svd_benchmark_measures_every_target_in_the_run_and_its_json_is_strict(r
     size = svd.Size(("mouth",), ("x", "h"), ((1, 1), (1, 2)), (1, 1), 2, images=1, neighbours=1, most_public=200)
     targets, details = svd.measure(random_bench, size, dense=("mouth",))
     content = json.loads(json.dumps(document("svd", True, targets, details, random_bench.clock), allow_nan=False))
-    assert [target["target"] for target in content["targets"]] == 2 * [
-        ">= 20", ">= 15", ">= 5", ">= 1.5", ">= 1.5", "<= 3", "<= 0.0101",
-    ]  # fmt: skip
+    bars = [target["target"] for target in content["targets"]]
+    assert bars[:14] == 2 * [">= 20", ">= 15", ">= 5", ">= 1.5", ">= 1.5", "<= 3", "<= 0.01"]
+    assert len(bars) == 19
     rows = content["details"]["rows"]
     methods = ["cold", "public", "oracle", "warm", "perfect start", "cold", "deflation", "cold", "warm"]
     assert [row["method"] for row in rows] == [*methods[:5], "symmetric start", *methods[5:], *methods]
-    assert all(row["residual"] <= 0.0101 for row in rows if row["method"] in ("cold", "warm", "perfect start"))
+    assert all(row["residual"] <= 0.01 for row in rows if row["method"] in ("cold", "warm", "perfect start"))
     for angle in content["details"]["angles"].values():
         assert angle["mouth"]["cold"] <= angle["mouth"]["certified"] + 1e-4

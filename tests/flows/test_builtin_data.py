@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import flows.builtin_data as builtin_data
-from flows.datasets import image_id
+from flows.datasets.contract import image_id
 from flows.paths import builtin_folder
 from pipeline.faces.dataset import SPLITS, draw_face
 from pipeline.faces.factors import FACTORS, OWNER, REGIONS

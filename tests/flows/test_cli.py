@@ -276,8 +276,10 @@ def empty_mask(world: Path, model: Path) -> None:
         Image.new("L", (37, 29), 0).save(world / "masks" / f"a_{region}.png")
 
 
-def mask_of_wrong_size(world: Path, model: Path) -> None:
-    Image.new("L", (64, 16), 255).save(world / "masks" / "a_eye.png")
+def masks_of_wrong_size(world: Path, model: Path) -> None:
+    tiny.recipe(world, model, dataset={"kind": "folder", "path": "photos", "masks": "masks", "limit": 1})
+    for region in tiny.REGIONS:
+        Image.new("L", (64, 16), 255).save(world / "masks" / f"a_{region}.png")
 
 
 def no_images(world: Path, model: Path) -> None:
@@ -344,7 +346,7 @@ def file_in_the_way(world: Path, model: Path) -> None:
 BAD: dict[Callable[[Path, Path], None], str] = {
     unknown_region: "regions: found nose; expected one of the regions with masks: eye, mouth",
     empty_mask: "the mask of eye is empty",
-    mask_of_wrong_size: "64 x 16 pixels; expected its image's size, 37 x 29",
+    masks_of_wrong_size: "64 x 16 pixels; expected its image's size, 37 x 29",
     no_images: "no images in",
     broken_image: "cannot be read as an image",
     misspelt_key: "Did you mean 'inversion_steps'?",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,17 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows.datasets import (
-    LoadedDataset,
-    find_masks,
-    fit_mask,
-    image_id,
-    load_builtin,
-    load_dataset,
-    shown_name,
-)
-from flows.datasets import load_folder as load_folder_raw
-from flows.recipe import BuiltinDataset, parse_recipe
+from flows.datasets.builtin import BuiltinSource
+from flows.datasets.contract import image_id
+from flows.datasets.dataset import Dataset, fit_mask, load_dataset
+from flows.datasets.folder import find_masks
+from flows.datasets.pictures import shown_name
+from flows.recipe import parse_recipe
 from pipeline.errors import InputError, NotFoundError
 from pipeline.images import fit_image
 
@@ -47,8 +44,14 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load_folder(root: Path, *regions: str, shape: tuple[int, int, int] = SHAPE) -> LoadedDataset:
-    return load_folder_raw(root / "photos", root / "masks", regions or ("eye",), shape)
+def load_folder(root: Path, *regions: str, shape: tuple[int, int, int] = SHAPE, **keys: Any) -> Dataset:
+    dataset = {"kind": "folder", "path": str(root / "photos"), "masks": str(root / "masks"), **keys}
+    return load(dataset, regions or ("eye",), shape)
+
+
+def load(dataset: dict[str, Any], regions: Any, shape: tuple[int, int, int] = SHAPE) -> Dataset:
+    regions = list(regions) if isinstance(regions, tuple) else regions
+    return load_dataset(parse_recipe({"name": "a", "dataset": dataset, "regions": regions}), shape)
 
 
 def test_both_mask_layouts_are_found_and_images_come_at_the_models_size(photos: Path) -> None:
@@ -108,10 +111,11 @@ def test_a_mask_twice_as_large_as_its_image_fits() -> None:
     assert np.array_equal(mask, fit_mask(left_half(), (32, 32), SHAPE, "m.png"))
 
 
-def test_a_mask_of_another_aspect_is_refused_with_both_sizes(photos: Path) -> None:
+def test_a_mask_of_another_aspect_fails_its_image_alone_with_both_sizes(photos: Path) -> None:
     left_half((48, 32)).save(photos / "masks" / "a" / "eye.png")
-    with pytest.raises(InputError, match="48 x 32 pixels; expected its image's size, 32 x 32"):
-        load_folder(photos)
+    loaded = load_folder(photos)
+    assert [image.source for image in loaded.images] == ["b.webp"]
+    assert "48 x 32 pixels; expected its image's size, 32 x 32" in loaded.failures[0].reason
 
 
 def test_a_missing_an_empty_and_a_broken_mask_skip_that_region_only(photos: Path) -> None:
@@ -120,7 +124,7 @@ def test_a_missing_an_empty_and_a_broken_mask_skip_that_region_only(photos: Path
     first, second = load_folder(photos, "eye", "mouth").images
     assert set(first.masks) == {"eye", "mouth"}
     assert set(second.masks) == {"eye"}
-    assert second.skipped == {"mouth": "the mask of mouth is empty"}
+    assert second.skipped == {"mouth": "the mask of mouth is empty at 16 x 16 pixels"}
     (photos / "masks" / "b_mouth.png").unlink()
     assert load_folder(photos, "eye", "mouth").images[1].skipped == {"mouth": "no mask of mouth"}
     (photos / "masks" / "b_mouth.png").write_bytes(b"not a picture")
@@ -152,14 +156,10 @@ def test_an_unknown_region_names_those_with_masks(photos: Path) -> None:
 
 
 def test_folders_without_images_or_without_any_usable_one_are_refused(photos: Path) -> None:
-    with pytest.raises(InputError, match="not a folder"):
-        load_folder_raw(photos / "nowhere", None, ("eye",), SHAPE)
-    with pytest.raises(InputError, match="not a folder"):
-        load_folder_raw(photos / "photos", photos / "nowhere", ("eye",), SHAPE)
-    for file in (photos / "photos").iterdir():
-        file.write_bytes(b"broken")
-    with pytest.raises(InputError, match="no usable image"):
-        load_folder(photos)
+    with pytest.raises(InputError, match="dataset.path: found .*not a folder"):
+        load_folder(photos, path=str(photos / "nowhere"))
+    with pytest.raises(InputError, match="dataset.masks: found .*not a folder"):
+        load_folder(photos, masks=str(photos / "nowhere"))
     for file in (photos / "photos").iterdir():
         file.unlink()
     (photos / "photos" / "notes.txt").write_text("none here")
@@ -169,7 +169,7 @@ def test_folders_without_images_or_without_any_usable_one_are_refused(photos: Pa
 
 def test_a_folder_without_masks_is_refused_with_the_reason(photos: Path) -> None:
     with pytest.raises(InputError, match="regions: found eye; expected one of the regions with masks: none"):
-        load_folder_raw(photos / "photos", None, ("eye",), SHAPE)
+        load_folder(photos, masks=None)
 
 
 def test_two_images_of_one_name_and_two_masks_of_one_region_are_refused(photos: Path) -> None:
@@ -190,7 +190,8 @@ def test_a_flat_mask_belongs_to_the_longest_name_that_fits(tmp_path: Path) -> No
 
 
 def test_a_limit_takes_the_first_images_by_name(photos: Path) -> None:
-    loaded = load_folder_raw(photos / "photos", photos / "masks", ("eye",), SHAPE, limit=1)
+    loaded = load_folder(photos, limit=1)
+    assert loaded.count() == 1
     assert [image.source for image in loaded.images] == ["a.png"]
 
 
@@ -208,7 +209,7 @@ def test_a_mask_follows_the_same_crop_as_its_image(width: int, height: int, out:
 
 
 def test_built_in_images_come_with_masks_and_factors() -> None:
-    loaded = load_builtin(BuiltinDataset(kind="builtin", name="faces64", split="mine", limit=3), ("left_eye", "hair"))
+    loaded = load({"kind": "builtin", "limit": 3}, ("left_eye", "hair"), (3, 64, 64))
     assert len(loaded.images) == 3
     assert loaded.failures == ()
     for image in loaded.images:
@@ -231,13 +232,164 @@ def test_a_built_in_recipe_loads_for_a_smaller_grey_model_too() -> None:
 
 
 def test_an_unknown_built_in_region_and_missing_data_are_refused(tmp_path: Path) -> None:
-    dataset = BuiltinDataset(kind="builtin")
-    with pytest.raises(InputError, match=r"found left_eyes; expected one of .*left_eye"):
-        load_builtin(dataset, ("left_eyes",))
+    with pytest.raises(InputError, match=r"found left_eyes; expected one of .*left_eye.* Did you mean 'left_eye'"):
+        load({"kind": "builtin"}, ("left_eyes",))
     with pytest.raises(NotFoundError, match="mine.parquet"):
-        load_builtin(dataset, ("mouth",), folder=tmp_path)
+        BuiltinSource("faces64", "mine", tmp_path)
 
 
 def test_unprintable_file_names_are_shown_escaped() -> None:
-    assert shown_name(Path("Screen Shot 9.41\u202fPM.png")) == "Screen Shot 9.41\\u202fPM.png"
-    assert len(shown_name(Path("a" * 240 + ".png"))) == 200
+    assert shown_name("Screen Shot 9.41\u202fPM.png") == "Screen Shot 9.41\\u202fPM.png"
+    assert len(shown_name("a" * 240 + ".png")) == 200
+
+
+def test_a_grey_map_of_labels_gives_regions_by_name_and_by_value(photos: Path) -> None:
+    (photos / "maps").mkdir()
+    labels = np.zeros((32, 32), dtype=np.uint8)
+    labels[:16], labels[16:, 16:] = 3, 7
+    Image.fromarray(labels).save(photos / "maps" / "a.png")
+    maps = {"masks": None, "label_maps": str(photos / "maps"), "labels": {"sky": 3}}
+    loaded = load(
+        {"kind": "folder", "path": str(photos / "photos"), **maps},
+        {"top": {"labels": ["sky"]}, "corner": {"labels": [7]}, "both": {"labels": ["sky", 7]}},
+    )
+    first = loaded.images[0]
+    assert np.array_equal(first.masks["top"], np.arange(16)[:, None] < np.full((16, 16), 8))
+    assert np.array_equal(first.masks["both"], first.masks["top"] | first.masks["corner"])
+    assert [failure.source for failure in loaded.failures] == ["b.webp"]
+    with pytest.raises(InputError, match="found skyy; expected one of the data set's labels: sky. Did you mean 'sky'"):
+        load({"kind": "folder", "path": str(photos / "photos"), **maps}, {"top": {"labels": ["skyy"]}})
+
+
+def test_unions_take_the_parts_that_are_there_and_grow_by_pixels(photos: Path) -> None:
+    right = Image.fromarray(255 - np.asarray(left_half()))
+    right.save(photos / "masks" / "a_right.png")
+    wide = Image.new("L", (32, 32), 0)
+    wide.paste(255, (0, 0, 8, 32))
+    wide.save(photos / "masks" / "b_strip.png")
+    first, second = load_folder(photos, "eye").images
+    regions = {
+        "any": ["eye", "strip"],
+        "grown": {"parts": ["strip"], "dilate": 2},
+        "shrunk": {"parts": ["eye"], "dilate": -1},
+    }
+    one, two = load_folder_with(photos, regions).images
+    assert np.array_equal(one.masks["any"], first.masks["eye"])
+    assert one.skipped == {"grown": "no mask of strip"}
+    assert two.masks["grown"].sum() == 6 * 16
+    assert two.masks["shrunk"].sum() == second.masks["eye"].sum() - 16
+    assert list(two.masks) == ["any", "grown", "shrunk"]
+
+
+def load_folder_with(photos: Path, regions: Any, **keys: Any) -> Dataset:
+    return load({"kind": "folder", "path": str(photos / "photos"), "masks": str(photos / "masks"), **keys}, regions)
+
+
+def test_boxes_polygons_and_templates_need_no_annotation(photos: Path) -> None:
+    left_half((64, 64)).save(photos / "left.png")
+    regions = {
+        "box": {"box": [0.0, 0.0, 1.0, 0.5]},
+        "corner": {"polygon": [[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]]},
+        "own": {"template": str(photos / "left.png")},
+        "mouth": {"template": "mouth"},
+    }
+    image = load({"kind": "folder", "path": str(photos / "photos")}, regions).images[0]
+    assert image.masks["box"][:8].all() and not image.masks["box"][8:].any()
+    assert np.array_equal(image.masks["own"], np.asarray(left_half((16, 16))) > 0)
+    assert np.array_equal(image.masks["corner"], image.masks["box"] & image.masks["own"])
+    assert 0 < image.masks["mouth"].sum() < 20
+    for wrong, match in (
+        ({"box": [0.5, 0.0, 0.5, 1.0]}, "regions.r.box"),
+        ({"polygon": [[0, 0], [1, 1]]}, "regions.r.polygon"),
+        ({"template": "mouht"}, "regions.r.template"),
+    ):
+        with pytest.raises(InputError, match=match):
+            load({"kind": "folder", "path": str(photos / "photos")}, {"r": wrong})
+
+
+@pytest.mark.parametrize("crop", ["center", "none", [0.25, 0.0, 0.75, 1.0]])
+def test_masks_follow_every_crop_of_their_pictures(photos: Path, crop: Any) -> None:
+    wide = np.zeros((32, 64), dtype=np.uint8)
+    wide[:, 24:56] = 255
+    Image.fromarray(wide).save(photos / "photos" / "a.png")
+    Image.fromarray(wide).save(photos / "masks" / "a" / "eye.png")
+    image = load_folder(photos, resize={"crop": crop, "filter": "nearest"}).images[0]
+    assert np.array_equal(image.masks["eye"], image.image[..., 0] > 127)
+    assert image.source_size == (64, 32)
+
+
+def test_another_crop_is_another_data_set_and_other_images(photos: Path) -> None:
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8))
+    wide.save(photos / "photos" / "a.png")
+    left_half((64, 32)).save(photos / "masks" / "a" / "eye.png")
+    plain, stretched = load_folder(photos), load_folder(photos, resize={"crop": "none"})
+    assert plain.fingerprint() != stretched.fingerprint()
+    assert plain.images[0].image_id != stretched.images[0].image_id
+    with pytest.raises(InputError, match="resize.crop"):
+        load_folder(photos, resize={"crop": [0.5, 0.0, 0.5, 1.0]})
+    with pytest.raises(InputError, match="dataset.resize.filter: found 'blurred'"):
+        load_folder(photos, resize={"filter": "blurred"})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_are_together_the_whole_in_any_number(photos: Path, count: int) -> None:
+    for seed in range(4):
+        picture(seed + 5).save(photos / "photos" / f"x{seed}.png")
+        left_half().save(photos / "masks" / f"x{seed}_eye.png")
+    whole = load_folder(photos)
+    shards = [whole.shard(index, count) for index in range(count)]
+    assert sorted(chain.from_iterable(shard.keys() for shard in shards)) == sorted(whole.keys())
+    assert [shard.count() for shard in shards] == [len(list(shard)) for shard in shards]
+    halves = list(chain.from_iterable(whole.shard(0, 2).shard(index, 2).keys() for index in range(2)))
+    assert sorted(halves) == sorted(whole.shard(0, 2).keys())
+    with pytest.raises(InputError, match="shard"):
+        whole.shard(count, count)
+
+
+def test_images_are_read_one_at_a_time(photos: Path) -> None:
+    items = iter(load_folder(photos))
+    first = next(items)
+    (photos / "photos" / "b.webp").write_bytes(b"broken since")
+    second = next(items)
+    assert (first.source, second.source) == ("a.png", "b.webp")
+    assert "cannot be read" in getattr(second, "reason", "")
+
+
+def test_nested_folders_are_taken_with_masks_in_the_same_places(photos: Path) -> None:
+    for place in ("photos", "masks"):
+        (photos / place / "more").mkdir()
+    picture(9).save(photos / "photos" / "more" / "a.png")
+    left_half().save(photos / "masks" / "more" / "a_eye.png")
+    assert [image.source for image in load_folder(photos).images] == ["a.png", "b.webp"]
+    assert [image.source for image in load_folder(photos, nested=True).images] == ["a.png", "b.webp", "more/a.png"]
+
+
+def test_a_union_goes_on_without_a_part_that_is_not_there_and_not_without_a_broken_one(photos: Path) -> None:
+    left_half().save(photos / "masks" / "a_left.png")
+    regions = {"both": ["eye", "left"], "left": ["left"]}
+    assert {name: mask.sum() for name, mask in load_folder_with(photos, regions).images[0].masks.items()} == {
+        "both": 128,
+        "left": 128,
+    }
+    whole = (photos / "masks" / "a" / "eye.png").read_bytes()
+    (photos / "masks" / "a" / "eye.png").write_bytes(whole[: len(whole) // 2])
+    broken = load_folder_with(photos, regions).images[0]
+    assert set(broken.masks) == {"left"}
+    assert "mask of eye: cannot be read" in broken.skipped["both"]
+    left_half((48, 32)).save(photos / "masks" / "a" / "eye.png")
+    assert "48 x 32 pixels" in load_folder_with(photos, regions).images[0].skipped["both"]
+    (photos / "masks" / "a" / "eye.png").unlink()
+    assert set(load_folder_with(photos, regions).images[0].masks) == {"both", "left"}
+
+
+def test_what_no_image_can_have_is_one_error_before_any_image_is_read(photos: Path) -> None:
+    folder = {"kind": "folder", "path": str(photos / "photos")}
+    with pytest.raises(InputError, match="regions.top.labels: found no label map"):
+        load(folder, {"top": {"labels": [3]}})
+    left_half((48, 32)).save(photos / "wide.png")
+    with pytest.raises(InputError, match="template of own: found 48 x 32 pixels"):
+        load(folder, {"own": {"template": str(photos / "wide.png")}})
+    with pytest.raises(InputError, match="Did you mean 'left_eye'"):
+        load(folder, {"own": {"template": "lefteye"}})
+    with pytest.raises(InputError, match="min_share below max_share"):
+        load(folder, {"provider": "segments", "min_share": 0.6})

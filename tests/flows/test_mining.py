@@ -14,10 +14,10 @@ import flows.miner
 from catalog.lookup import transfer_candidates
 from catalog.reader import Catalog
 from catalog.verify import verify
-from flows.datasets import LoadedDataset, load_dataset
+from flows.datasets.dataset import Dataset, load_dataset
 from flows.miner import Miner, MiningReport, mining_settings, small_effect
-from flows.mining import chunks_of, mine, open_model, provenance
-from flows.ranks import check_ranks
+from flows.mining import mine, open_model, provenance
+from flows.ranks import check_method, check_ranks
 from flows.recipe import Recipe, load_recipe
 from pipeline.errors import InputError
 from pipeline.images import as_tensor
@@ -38,8 +38,14 @@ def recipe(world: Path) -> Recipe:
 
 
 @pytest.fixture
-def data(recipe: Recipe, denoiser: Denoiser) -> LoadedDataset:
+def data(recipe: Recipe, denoiser: Denoiser) -> Dataset:
     return load_dataset(recipe, denoiser.info.image_shape)
+
+
+def check_every(recipe: Recipe, denoiser: Denoiser, data: Dataset) -> None:
+    check_method(recipe, denoiser)
+    for image in data.images:
+        check_ranks(recipe, denoiser, image)
 
 
 def rows(folder: Path, **equals: Any) -> list[dict[str, Any]]:
@@ -109,7 +115,7 @@ def test_ids_depend_on_settings_and_seed_and_on_nothing_else(
 
 
 def test_an_image_fails_alone_within_its_chunk(
-    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, denoiser: Denoiser, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails_on_second(*asked: Any) -> Any:
         calls.append(1)
@@ -128,7 +134,7 @@ def test_an_image_fails_alone_within_its_chunk(
 
 
 def test_evidence_that_is_not_finite_is_a_failure_and_never_stored(
-    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, denoiser: Denoiser, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*asked: Any) -> Any:
         mined = tiny.quick_mine_image(*asked)
@@ -142,24 +148,24 @@ def test_evidence_that_is_not_finite_is_a_failure_and_never_stored(
 
 
 def test_an_inversion_that_diverges_is_a_failure(
-    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, denoiser: Denoiser, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = (1, *denoiser.info.image_shape)
-    monkeypatch.setattr(flows.miner, "invert", lambda *_: torch.full(shape, torch.nan))
+    monkeypatch.setattr(flows.miner, "invert_pictures", lambda *_: torch.full(shape, torch.nan))
     chunk = Miner(recipe, denoiser).mine(data.images[:1], MiningReport(Path()))
     assert "DDIM inversion" in str(chunk.images[0].failure)
 
 
 def test_an_image_that_cannot_be_inverted_fails_alone(
-    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, denoiser: Denoiser, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks_on_second(model: Denoiser, x0: torch.Tensor, *asked: Any) -> torch.Tensor:
         if any(torch.equal(x, second) for x in x0):
             raise ZeroDivisionError("alpha = 0")
         return real(model, x0, *asked)
 
-    second, real = as_tensor(data.images[1].image), flows.miner.invert
-    monkeypatch.setattr(flows.miner, "invert", breaks_on_second)
+    second, real = as_tensor(data.images[1].image), flows.miner.invert_pictures
+    monkeypatch.setattr(flows.miner, "invert_pictures", breaks_on_second)
     monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     report = MiningReport(Path())
     chunk = Miner(recipe, denoiser).mine(data.images, report)
@@ -187,12 +193,12 @@ def test_records_that_no_catalog_would_take_fail_their_image_alone(
 
 
 def test_a_timestep_that_is_noise_alone_is_refused_by_name_before_any_work(
-    recipe: Recipe, data: LoadedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noisy = UNet2DDenoiser(tiny_unet(size=16), tiny_scheduler(rescale_betas_zero_snr=True))
     last = recipe.model_copy(update={"method": recipe.method.model_copy(update={"timestep": 0.98})})
     assert noisy.alpha_sigma(49)[0] == 0.0
-    monkeypatch.setattr(flows.miner, "invert", None)
+    monkeypatch.setattr(flows.miner, "invert_pictures", None)
     with pytest.raises(InputError, match=r"recipe: method.timestep: found 0.98, .* noise alone"):
         mine(last, tmp_path / "catalog", noisy, data)
     assert not (tmp_path / "catalog").exists()
@@ -225,7 +231,7 @@ def test_every_method_gives_a_sound_catalog_in_which_both_spaces_can_be_asked(
         assert {found.space for found in transfer_candidates(catalog, image, mask, "eye")} == {"x", "h"}
 
 
-def test_the_recipes_method_reaches_the_pipeline(recipe: Recipe, denoiser: Denoiser, data: LoadedDataset) -> None:
+def test_the_recipes_method_reaches_the_pipeline(recipe: Recipe, denoiser: Denoiser, data: Dataset) -> None:
     parts: dict[str, Any] = {
         "loco": {"variant": "inside"},
         "jive": {"orthogonal_individuals": True},
@@ -241,14 +247,14 @@ def test_the_recipes_method_reaches_the_pipeline(recipe: Recipe, denoiser: Denoi
             jive = {"joint_rank": rank, "orthogonal_individuals": orthogonal}
             asked = recipe.model_copy(update={"method": _method(recipe, jive=jive)})
             with nullcontext() if rank == most else pytest.raises(InputError, match=f"at most {most}"):
-                check_ranks(asked, denoiser, data)
+                check_every(asked, denoiser, data)
 
 
 def test_ranks_left_to_a_rule_reach_the_records_with_the_rules_name(
-    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset
+    recipe: Recipe, denoiser: Denoiser, data: Dataset
 ) -> None:
     auto = recipe.model_copy(update={"method": _method(recipe, jive={"joint_rank": "auto", "individual_rank": "auto"})})
-    check_ranks(auto, denoiser, data)
+    check_every(auto, denoiser, data)
     for asked, rules in ((recipe, {"given"}), (auto, {auto.method.jive.rank_rule})):
         records = Miner(asked, denoiser).mine(data.images[:1], MiningReport(Path())).directions
         split = [r for r in records if r.kind in ("joint", "individual")]
@@ -259,7 +265,7 @@ def test_ranks_left_to_a_rule_reach_the_records_with_the_rules_name(
 
 
 def test_an_exact_round_trip_has_a_finite_psnr(
-    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, denoiser: Denoiser, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     monkeypatch.setattr(flows.miner, "round_trip_psnr", lambda x0, back: torch.full((len(x0),), torch.inf))
@@ -267,10 +273,10 @@ def test_an_exact_round_trip_has_a_finite_psnr(
     assert all(np.isfinite(record.round_trip_psnr) for record in chunk.images)
 
 
-def test_chunks_cut_the_data_set_in_its_own_order(data: LoadedDataset) -> None:
-    cut = chunks_of(data.images)
+def test_chunks_cut_the_data_set_in_its_own_order(data: Dataset) -> None:
+    cut = list(data.chunks(2))
     assert [len(part) for part in cut] == [2, 1]
-    assert tuple(image for part in cut for image in part) == data.images
+    assert [item.source for part in cut for item in part] == [image.source for image in data.images]
 
 
 def test_fractions_of_the_schedule_become_its_indices(recipe: Recipe, denoiser: Denoiser) -> None:
@@ -281,13 +287,13 @@ def test_fractions_of_the_schedule_become_its_indices(recipe: Recipe, denoiser: 
 
 
 def test_a_model_without_a_bottleneck_is_mined_in_x_space_only(
-    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, denoiser: Denoiser, data: Dataset, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = open_model(str(tiny_model))
     monkeypatch.setattr(flat, "info", type(flat.info)(**{**vars(flat.info), "bottleneck_shape": None}))
     assert mining_settings(recipe, flat).jive is None
     assert list(provenance(recipe, flat, data).spaces) == ["x"]
-    check_ranks(recipe.model_copy(update={"method": _method(recipe, jive={"individual_rank": 99})}), flat, data)
+    check_every(recipe.model_copy(update={"method": _method(recipe, jive={"individual_rank": 99})}), flat, data)
 
 
 def _method(recipe: Recipe, **changes: Any) -> Any:
@@ -297,16 +303,16 @@ def _method(recipe: Recipe, **changes: Any) -> Any:
 
 
 def test_the_largest_ranks_that_fit_are_accepted_and_one_more_is_not(
-    recipe: Recipe, denoiser: Denoiser, data: LoadedDataset
+    recipe: Recipe, denoiser: Denoiser, data: Dataset
 ) -> None:
     smallest = min(int(mask.sum()) for image in data.images for mask in image.masks.values()) * 3
     for rank, fits in ((smallest, True), (smallest + 1, False)):
         asked = recipe.model_copy(update={"method": _method(recipe, loco={"rank": rank})})
         if fits:
-            check_ranks(asked, denoiser, data)
+            check_every(asked, denoiser, data)
         else:
             with pytest.raises(InputError, match=f"at most {smallest}"):
-                check_ranks(asked, denoiser, data)
+                check_every(asked, denoiser, data)
 
 
 def test_effects_have_their_documented_scale() -> None:

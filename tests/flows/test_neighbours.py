@@ -14,7 +14,7 @@ import flows.miner
 from catalog.manifest import load, shard
 from catalog.reader import Catalog
 from catalog.verify import verify
-from flows.datasets import LoadedDataset, load_dataset
+from flows.datasets.dataset import Dataset, load_dataset
 from flows.miner import Miner, MiningReport
 from flows.mining import open_model
 from flows.neighbours import Neighbours
@@ -33,7 +33,7 @@ def denoiser(tiny_model: Path) -> Denoiser:
     return open_model(str(tiny_model))
 
 
-def data_of(folder: Path, denoiser: Denoiser) -> LoadedDataset:
+def data_of(folder: Path, denoiser: Denoiser) -> Dataset:
     return load_dataset(load_recipe(folder / "recipe.yaml"), denoiser.info.image_shape)
 
 

@@ -3,16 +3,20 @@ from __future__ import annotations
 import copy
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import flows.recipe
+import pipeline.jive_ranks
 from catalog.records import content_id
+from flows.datasets.builtin import BuiltinDataset
+from flows.datasets.folder import FolderDataset
 from flows.paths import builtin_recipe
-from flows.recipe import BuiltinDataset, FolderDataset, load_recipe, parse_recipe
+from flows.recipe import load_recipe, parse_recipe
 from pipeline.errors import InputError, NotFoundError
 
 TEXT = st.sampled_from(["", "a", "kind", "builtin", "folder", "path", "mouth"])
@@ -63,9 +67,13 @@ def test_the_demo_recipe_asks_for_24_images_and_4_regions() -> None:
         builtin_recipe("faces64-dmo")
 
 
+def test_the_rules_of_a_recipe_are_those_of_the_pipeline() -> None:
+    assert get_args(flows.recipe.Rule) == get_args(pipeline.jive_ranks.Rule)
+
+
 def test_every_setting_has_a_default_but_name_dataset_and_regions() -> None:
     recipe = parse_recipe({"name": "a", "dataset": {"kind": "builtin"}, "regions": ["mouth"]})
-    assert recipe.model == "builtin"
+    assert recipe.model.reference == "builtin"
     assert recipe.method.inversion_steps == 100
 
 
@@ -120,7 +128,7 @@ def test_a_misspelt_key_names_where_it_stands_and_the_nearest_right_one(path: st
         ("method.jive.individual_rank", 0, "recipe: method.jive.individual_rank", "'auto' or greater than"),
         ("method.warm_start", "perhaps", "recipe: method.warm_start", "boolean"),
         ("method.tolerance", 0.0, "recipe: method.tolerance", "greater than 0"),
-        ("dataset.kind", "bultin", "recipe: dataset.kind", "'builtin' or 'folder'"),
+        ("dataset.kind", "bultin", "recipe: dataset.kind", "builtin, folder"),
         ("dataset.name", "faces65", "recipe: dataset.name", "'faces64'"),
         ("dataset.limit", 0, "recipe: dataset.limit", "greater than or equal to 1"),
         ("regions", [], "recipe: regions", "at least 1"),

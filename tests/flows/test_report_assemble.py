@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from catalog.reader import Catalog
 from flows.editing import model_of
-from flows.report.assemble import _Studio
+from flows.report.assemble import _reader_for, _Studio
 from pipeline.editing import Edit
 
 
@@ -64,3 +67,19 @@ def test_a_direction_stays_where_it_is_at_home_and_on_an_image_without_its_regio
     assert not torch.allclose(studio.edit(row, images[1]).vector, vector, atol=1e-3)
     monkeypatch.setattr(Catalog, "regions", lambda self, **equals: self.images(image_id="none"))
     assert torch.equal(studio.edit(row, images[1]).vector, vector)
+
+
+@pytest.mark.parametrize(("side", "x", "known"), [(64, (4, 8, 8), True), (32, (3, 64, 64), False)])
+def test_the_attribute_reader_goes_by_the_size_of_pictures_and_not_of_latents(
+    side: int, x: tuple[int, ...], known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reader").mkdir()
+    monkeypatch.setattr("flows.report.assemble.builtin_folder", lambda: tmp_path)
+    monkeypatch.setattr("flows.report.assemble.AttributeReader.load", lambda folder: folder)
+    provenance = SimpleNamespace(recipe={"dataset": {"kind": "builtin"}}, spaces={"x": x})
+    catalog: Any = SimpleNamespace(
+        manifest=SimpleNamespace(provenance=provenance),
+        images=lambda: pa.table({"image_id": ["a"]}),
+        image=lambda image_id: np.zeros((side, side, 3), np.uint8),
+    )
+    assert (_reader_for(catalog) is not None) == known

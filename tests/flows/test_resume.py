@@ -154,7 +154,7 @@ def test_mining_again_what_is_done_computes_and_changes_nothing(
 # Command (with {w} for the folder), where it is cut and at which call, and what must not be there afterwards.
 STAGES: dict[str, tuple[str, str, int]] = {
     "loading the model": ("mine {w}/recipe.yaml --out {w}/new", "flows.running.open_model", 1),
-    "inverting": ("mine {w}/recipe.yaml --out {w}/new", "flows.miner.invert", 2),
+    "inverting": ("mine {w}/recipe.yaml --out {w}/new", "flows.miner.invert_pictures", 2),
     "mining": ("mine {w}/recipe.yaml --out {w}/new", "flows.miner.mine_image", 2),
     "committing": ("mine {w}/recipe.yaml --out {w}/new", "catalog.writer._stage_table", 5),
     "indexing": ("index {w}/catalog", "catalog.index.search_vectors", 2),
@@ -326,16 +326,25 @@ def test_a_broken_file_is_recorded_and_mined_once_it_is_repaired(
     assert verify(world / "catalog").ok
 
 
-def test_other_pictures_may_not_continue_a_catalog(
+def test_new_pictures_join_a_catalog_and_a_changed_mask_is_told_while_the_catalog_keeps_the_old_one(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
-    assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog") == 0
-    before = tiny.tree(world / "catalog")
-    tiny.photograph(77, (20, 20)).save(world / "photos" / "a.png")
-    shutil.copy(world / "masks" / "c_eye.png", world / "masks" / "a_eye.png")
-    (world / "masks" / "a_mouth.png").unlink()
+    command = ("mine", world / "recipe.yaml", "--out", world / "catalog", "--json")
+    assert tiny.run(*command) == 0
+    tiny.photograph(77, (23, 23)).save(world / "photos" / "z.png")
+    tiny.box((23, 23), tiny.BOXES["eye"]).save(world / "masks" / "z_eye.png")
     capsys.readouterr()
-    assert tiny.run("mine", world / "recipe.yaml", "--out", world / "catalog") == 2
-    assert "catalog: data: found a catalog of" in capsys.readouterr().err
+    assert tiny.run(*command) == 0
+    report = tiny.parsed(capsys.readouterr().out)
+    assert (report["images"], report["already_done"]) == (1, 3)
+    assert verify(world / "catalog").ok
+    before = tiny.tree(world / "catalog")
+    tiny.box((37, 29), tiny.BOXES["mouth"]).save(world / "masks" / "a_eye.png")
+    tiny.box((23, 23), tiny.BOXES["mouth"]).save(world / "masks" / "z_mouth.png")
+    assert tiny.run(*command) == 1
+    report = tiny.parsed(capsys.readouterr().out)
+    assert "its mask of eye is another than the image was mined with" in report["failed"].pop("a.png")
+    assert "its mask of mouth is new since the image was mined" in report["failed"].pop("z.png")
+    assert (report["failed"], report["already_done"]) == ({}, 4)
     assert tiny.tree(world / "catalog") == before

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import flows.workers
-from flows.datasets import load_dataset
-from flows.mining import chunks_of, open_model
+from flows.datasets.dataset import load_dataset
+from flows.mining import CHUNK, open_model
+from flows.model_choice import ModelChoice
 from flows.recipe import load_recipe
 from flows.workers import free_bytes, in_processes, usable_workers, worker_bytes
 from pipeline.errors import InputError, ModelError
@@ -83,8 +84,8 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_model_that_a_worker_cannot_load_is_the_models_own_error(world: Path, tiny_model: Path) -> None:
     model = Path(shutil.copytree(tiny_model, world / "moved"))
-    recipe = load_recipe(world / "recipe.yaml").model_copy(update={"model": str(model)})
-    chunks = chunks_of(load_dataset(recipe, open_model(str(model)).info.image_shape).images)
+    recipe = load_recipe(world / "recipe.yaml").model_copy(update={"model": ModelChoice(reference=str(model))})
+    chunks = list(load_dataset(recipe, open_model(str(model)).info.image_shape).chunks(CHUNK))
     shutil.rmtree(model)
     with pytest.raises(ModelError, match="expected an existing model folder"):
         list(in_processes(recipe, 2)(lambda chunk: pytest.fail("mined here"), chunks))

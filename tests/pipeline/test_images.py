@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.errors import InputError
-from pipeline.images import as_image, as_pixels, as_tensor, fit_image
+from pipeline.images import as_image, as_pixels, as_tensor, eight_bits, fit_image, upright
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F", "HSV", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F", "HSV", "YCbCr", "LAB"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_mode_becomes_the_models_channels(mode: str, channels: int) -> None:
     base = Image.fromarray(np.full((20, 20, 3), 200, dtype=np.uint8))
@@ -21,6 +21,8 @@ def test_any_mode_becomes_the_models_channels(mode: str, channels: int) -> None:
         source = Image.fromarray(np.full((20, 20), 200 * 257, dtype=np.uint16))
     elif mode == "F":
         source = Image.fromarray(np.full((20, 20), 200 / 255, dtype=np.float32))
+    elif mode == "LAB":
+        source = Image.merge("LAB", [base.getchannel(0).point(lambda _: 205), *[Image.new("L", base.size, 128)] * 2])
     elif mode in ("LA", "1"):
         source = base.convert("L").convert(mode)
     else:
@@ -46,6 +48,43 @@ def test_a_rotated_picture_is_turned_upright() -> None:
     lying = upright.transpose(Image.Transpose.ROTATE_90)
     lying.getexif()[0x0112] = 6
     assert np.array_equal(fit_image(lying, (3, 16, 16)), np.asarray(upright))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_does_and_only_once(orientation: int) -> None:
+    lying = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    lying.getexif()[0x0112] = orientation
+    once = upright(lying)
+    assert np.array_equal(np.asarray(once), np.asarray(ImageOps.exif_transpose(lying)))
+    assert np.array_equal(np.asarray(upright(once)), np.asarray(once))
+
+
+def test_a_damaged_exif_block_turns_nothing() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    picture.info["exif"] = b"Exif\x00\x00MM\x00\xeb" + bytes(20)
+    assert np.array_equal(fit_image(picture, (3, 6, 6)), np.asarray(picture))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([(np.uint16, 65535), (np.int32, 255), (np.int32, 65535), (np.float32, 1), (np.float32, 255)]))
+def test_greys_of_any_depth_come_out_as_their_share_of_white(depth: tuple[type, int]) -> None:
+    kind, white = depth
+    shares = np.linspace(0, 1, 52).reshape(4, 13)
+    picture = Image.fromarray((shares * white).round(6 if kind is np.float32 else 0).astype(kind))
+    assert np.abs(np.asarray(eight_bits(picture)) - shares * 255).max() <= 1.01
+
+
+def test_numbers_that_are_none_and_dark_sixteen_bit_pictures_are_black() -> None:
+    odd = np.array([[np.nan, np.inf, -np.inf, -3.0, 1.0]], dtype=np.float32)
+    assert np.asarray(eight_bits(Image.fromarray(odd))).tolist() == [[0, 0, 0, 0, 255]]
+    dark = np.full((2, 2), 255, dtype=np.uint16)
+    assert np.asarray(eight_bits(Image.fromarray(dark))).max() == 1
+    assert np.asarray(eight_bits(Image.new("F", (2, 2)))).max() == 0
+
+
+def test_pixels_that_are_neither_grey_nor_rgb_are_refused() -> None:
+    with pytest.raises(InputError, match="pixels of the mode La"):
+        fit_image(Image.new("La", (4, 4)), (3, 4, 4))
 
 
 def test_the_centre_is_cropped_and_never_squeezed() -> None:

@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 from pipeline.errors import InputError, ModelError
 from pipeline.jacobian import KINDS, JacobianKind, JacobianOperator, jacobian
+from pipeline.models.contract import Denoiser
+from pipeline.models.forward_mode import forward_mode_copy
 from pipeline.models.unet2d import UNet2DDenoiser
 from pipeline.operators import Dense, LinearOperator
 from tests.conformance.operator_suite import OperatorSuite
@@ -197,3 +202,42 @@ def test_an_h_space_jacobian_of_a_model_without_bottleneck_is_an_error() -> None
     for kind in kinds:
         with pytest.raises(ModelError, match="bottleneck"):
             jacobian(denoiser, tiny_image(denoiser)[0], T, kind)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_h_reaches_the_posterior_mean_where_no_signal_is_left(prediction: str) -> None:
+    scheduler = tiny_scheduler(prediction, rescale_betas_zero_snr=True)
+    denoiser = UNet2DDenoiser(tiny_unet(), scheduler, dtype=torch.float64)
+    assert denoiser.alpha_sigma(49)[0] == 0.0
+    x = tiny_image(denoiser)
+    operator = jacobian(denoiser, x[0], 49, "x0/h")
+    torch.testing.assert_close(operator.value[None], denoiser.posterior_mean(x, 49))
+    v = torch.randn(operator.point.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    above, below = (denoiser.posterior_mean(x, 49, step * v) for step in (1e-5, -1e-5))
+    torch.testing.assert_close(operator.matvec(v), (above - below) / 2e-5, rtol=1e-5, atol=1e-7)
+
+
+def test_the_posterior_mean_behind_h_is_by_default_that_of_the_noise() -> None:
+    denoiser = model("v")
+    x = tiny_image(denoiser)
+    h = denoiser.bottleneck(x, T) + 0.1
+    plain = Denoiser.posterior_mean_from_bottleneck(denoiser, x, T)
+    torch.testing.assert_close(plain(h), denoiser.posterior_mean_from_bottleneck(x, T)(h))
+
+
+@settings(max_examples=20, deadline=None)
+@given(scale=st.floats(1e-2, 1.5e4), dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+def test_half_precision_group_norm_and_its_derivatives_stay_finite_at_any_size(
+    scale: float, dtype: torch.dtype
+) -> None:
+    norm, exact = nn.GroupNorm(2, 4).to(dtype), forward_mode_copy(nn.Sequential(nn.GroupNorm(2, 4).double()))
+    drawn = torch.Generator().manual_seed(0)
+    x, v = (torch.randn((2, 4, 3, 3), generator=drawn).to(dtype) for _ in range(2))
+    x = x * scale
+    safe = forward_mode_copy(nn.Sequential(norm))
+    coarse = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(safe(x), norm(x), **coarse)
+    y, dy = torch.func.jvp(safe, (x,), (v * scale,))
+    truth = torch.func.jvp(exact, (x.double(),), ((v * scale).double(),))[1]
+    assert (y.dtype, dy.dtype) == (dtype, dtype)
+    torch.testing.assert_close(dy.double(), truth, rtol=0, atol=float(8 * torch.finfo(dtype).eps * truth.abs().max()))

@@ -216,7 +216,7 @@ def test_a_network_without_middle_block_says_so_when_h_is_asked_for() -> None:
         lambda: denoiser.noise_from_bottleneck(x, T),
         lambda: denoiser.predict_noise(x, T, torch.zeros(1, 16, 4, 4)),
     ):
-        with pytest.raises(ModelError, match="mid_block"):
+        with pytest.raises(ModelError, match=r"bottleneck: found none in diffusers UNet2DModel"):
             ask()
 
 
@@ -246,3 +246,16 @@ def test_models_without_an_adapter_are_refused() -> None:
         UNet2DDenoiser(tiny_unet(out_channels=5), tiny_scheduler())
     with pytest.raises(ModelError, match="sample_size"):
         UNet2DDenoiser(tiny_unet(size=None), tiny_scheduler())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", ["8", (8, 8, 8), 8.0, 0, True, (8, -8), (8, None), ()], ids=repr)
+def test_a_size_that_is_no_whole_number_of_pixels_is_refused(size: Any) -> None:
+    with pytest.raises(ModelError, match=r"sample_size: found .*whole number of pixels"):
+        UNet2DDenoiser(tiny_unet(size=size), tiny_scheduler())
+
+
+@pytest.mark.parametrize("size", [7, (8, 7), (1, 1)])
+@pytest.mark.parametrize("options", [{}, {"mid_block_type": None}], ids=["plain", "no-middle"])
+def test_a_size_that_the_network_cannot_halve_is_refused_when_it_is_made(size: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"sample_size: found .*comes out of the network as it went in"):
+        UNet2DDenoiser(tiny_unet(size=size, **options), tiny_scheduler())

@@ -93,6 +93,27 @@ def test_bad_subspaces_are_named() -> None:
             start_block({"eye": wrong}, here, here)
 
 
+def test_masks_may_be_arrays_and_must_be_of_one_size() -> None:
+    home = found(box(6, 6), 3.0, 2.0)
+    theirs, mine = box(6, 6), box(2, 3)
+    one = start_block({"eye": home}, {"eye": theirs}, {"eye": mine})
+    assert torch.equal(one, start_block({"eye": home}, {"eye": theirs.numpy()}, {"eye": mine.numpy()}))
+    with pytest.raises(InputError, match="mask eye: .* one size"):
+        start_block({"eye": home}, {"eye": box(6, 6)}, {"eye": torch.ones(8, 8)})
+    with pytest.raises(InputError, match="found: nose: .* one space"):
+        other = Found(torch.ones(1, 3, 8, 8), torch.ones(1))
+        start_block(
+            {"eye": home, "nose": other}, {"eye": box(6, 6), "nose": box(6, 6)}, {"eye": box(6, 6), "nose": box(6, 6)}
+        )
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, None])
+def test_a_count_that_is_no_whole_number_is_named(count: object) -> None:
+    here = {"eye": box(2, 2)}
+    with pytest.raises(InputError, match="count: .* at least 1"):
+        start_block({"eye": found(here["eye"], 2.0)}, here, here, count)  # type: ignore[arg-type]
+
+
 @given(st.integers(0, 4), st.integers(0, 99))
 def test_the_nearest_picture_is_the_one_that_differs_least(index: int, seed: int) -> None:
     others = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
