@@ -131,3 +131,20 @@ def test_every_direct_dependency_is_pinned_in_the_tested_set() -> None:
     wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
     names = {re.split(r"[\[<>=~!;]", requirement)[0].strip().lower() for requirement in wanted}
     assert names - {"rhumb"} <= pinned  # an extra may name another of the project's own
+
+
+def test_everything_but_mask_models_and_prompts_works_without_the_optional_package() -> None:
+    code = """
+import importlib.metadata, importlib.util, sys
+find, version = importlib.util.find_spec, importlib.metadata.version
+def none(name, *rest):
+    return None if name.split(".")[0] == "transformers" else find(name, *rest)
+importlib.util.find_spec = none
+sys.modules["transformers"] = None
+import flows.commands, flows.running, flows.demo, flows.planning, flows.converting
+from flows.mining import open_model
+print(open_model("builtin").info.family)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "UNet2DModel" in done.stdout

@@ -23,7 +23,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from diffusers.schedulers.deprecated import ScoreSdeVpScheduler
+from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
 from diffusers.utils import logging as diffusers_logging
 
 from pipeline.errors import ModelError, RhumbError
