@@ -26,7 +26,7 @@ _FINE = 0.5  # share of a tolerance that the unseen part of a residual may take
 _EXPAND = 0.5  # residual directions below this share of the tolerance are not worth a product
 _DROP = 0.3  # directions this much weaker than the strongest one wait for a later round
 _FAR = 1.3  # a residual this many times its tolerance calls for a larger basis before the others are known
-_GROWTH, _SHARE = 4, 16  # directions by which Q grows at a time: at least so many, and 1 / so much of it; P by half
+_GROWTH, _SHARE = 10, 2  # directions by which Q grows at a time: at least so many, and so often the largest rank
 _LARGE = 0.5  # masks over this share of the output are served by the common random start
 _ADJOINT = 0.1  # relative difference between u^T (A v) and (A^T u)^T v over both bases that no rounding explains
 _PAIR = 0.2  # the same for one random pair, in units of the standard deviation of either side
@@ -170,8 +170,11 @@ class Search:
 
     @property
     def growth(self) -> int:
-        """Directions by which Q grows at a time, P by half as many; they leave room for all wanted vectors."""
-        return min(max(_GROWTH, len(self.q) // _SHARE), self.max_basis - self.ranks)
+        """Directions by which Q and P grow at a time; they leave room for all wanted vectors.
+
+        Smaller steps save products, and cost more time than they save: passes of few vectors are dear.
+        """
+        return min(max(_GROWTH, _SHARE * self.most), self.max_basis - self.ranks)
 
     def _forward(self, block: torch.Tensor) -> torch.Tensor:
         self.spent.jvp += len(block)
@@ -200,7 +203,7 @@ class Search:
 
         Where P is full, it shrinks to the span of the wanted `left` first. False where nothing was worth a product.
         """
-        block = _leading(rows, threshold, min(-(-self.growth // 2), self.left_over, self.n_out - len(self.p)))
+        block = _leading(rows, threshold, min(self.growth, self.left_over, self.n_out - len(self.p)))
         if len(block) == 0:
             return False
         if len(self.p) + len(block) > self.max_basis:

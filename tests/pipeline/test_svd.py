@@ -285,7 +285,7 @@ def test_no_basis_ever_outgrows_its_bound(room: int, monkeypatch: pytest.MonkeyP
     found = masked_svds(
         op, wanted, dict.fromkeys(wanted, 2), generator=seeded(), tolerance=1e-3, max_basis=room, max_products=3000
     )
-    assert max(sizes) == room  # the bound is reached, and held
+    assert room - 10 < max(sizes) <= room  # the bound is felt, and held
     assert all(bool(svd.converged.all()) for svd in found.values())
 
 
