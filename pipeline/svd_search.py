@@ -6,10 +6,10 @@ A^T M_i u - sigma v do need A^T. They come from a second orthonormal basis P of 
 left vectors only what P does not hold yet is multiplied, compressed to its leading directions first. Q grows by the
 leading directions of the residuals not yet converged, which for one operator and one block is block Golub-Kahan with
 full re-orthogonalisation (Golub and Kahan 1965; Musco and Musco 2015 for the randomised start). The start is as small
-as one vector per mask, and both bases grow by few directions at a time: every product buys most when it deepens the
-Krylov space (Chen, Epperly, Meyer, Musco and Rao 2025). While any residual is known to be far from its tolerance, the
-others need not be known at all, which saves most of the products with A^T. What a small start may miss, a second copy
-of a multiple singular value, fresh random vectors look for before the search ends.
+as one vector per mask: every product buys most when it deepens the Krylov space (Chen, Epperly, Meyer, Musco and Rao
+2025). Later the bases grow by wide blocks, since a pass of few vectors is dear. While any residual is known to be far
+from its tolerance, the others need not be known at all, which saves products with A^T. What a small start may miss, a
+second copy of a multiple singular value, fresh random vectors look for before the search ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FINE = 0.5  # share of a tolerance that the unseen part of a residual may take
 _EXPAND = 0.5  # residual directions below this share of the tolerance are not worth a product
 _DROP = 0.3  # directions this much weaker than the strongest one wait for a later round
 _FAR = 1.3  # a residual this many times its tolerance calls for a larger basis before the others are known
-_GROWTH, _SHARE = 10, 2  # directions by which Q grows at a time: at least so many, and so often the largest rank
+_GROWTH, _SHARE = 10, 2  # directions by which a basis grows: at least so many, and so often the largest rank
 _LARGE = 0.5  # masks over this share of the output are served by the common random start
 _ADJOINT = 0.1  # relative difference between u^T (A v) and (A^T u)^T v over both bases that no rounding explains
 _PAIR = 0.2  # the same for one random pair, in units of the standard deviation of either side

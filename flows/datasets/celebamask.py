@@ -19,7 +19,7 @@ from pydantic import Field
 
 from flows.datasets.config import DatasetConfig, Resolve, quiet
 from flows.datasets.contract import BrokenImageError, Item, NotAnnotatedError, Source
-from flows.datasets.numbered import expected, glimpse, numbers, open_in
+from flows.datasets.numbered import expected, folder_with, glimpse, numbers, open_in
 from pipeline.errors import InputError
 
 PARTS = (
@@ -77,7 +77,7 @@ class CelebaMaskSource(Source):
     redistributable = False
 
     def __init__(self, path: Path, split: str = "all") -> None:
-        self._folder = _find_folder(path)
+        self._folder = folder_with(IMAGES, path, "CelebAMask-HQ", _wrong_layout)
         self.split = split
         self._images = numbers(self._folder / IMAGES, _IMAGE)
         if not self._images:
@@ -231,14 +231,6 @@ def _pose(folder: Path) -> Table:
     if sorted(names) != ["pitch", "roll", "yaw"]:
         raise _damaged(file, f"the header {' '.join(table.names)!r}, not Yaw Pitch Raw")
     return replace(table, names=names)
-
-
-def _find_folder(path: Path) -> Path:
-    """The folder that holds the images' folder: `path` or CelebAMask-HQ in it."""
-    for folder in (path, path / "CelebAMask-HQ"):
-        if (folder / IMAGES).is_dir():
-            return folder
-    raise _wrong_layout(glimpse(path))
 
 
 def _wrong_layout(found: str) -> InputError:

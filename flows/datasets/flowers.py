@@ -19,7 +19,7 @@ from pydantic import Field
 from flows.datasets.config import DatasetConfig, Resolve, quiet
 from flows.datasets.contract import BrokenImageError, Item, NotAnnotatedError, Source
 from flows.datasets.matlab import numbers_in
-from flows.datasets.numbered import expected, glimpse, numbers, open_in
+from flows.datasets.numbered import expected, folder_with, glimpse, numbers, open_in
 from pipeline.errors import InputError
 
 PART = "flower"
@@ -67,7 +67,7 @@ class FlowersSource(Source):
     redistributable = False
 
     def __init__(self, path: Path, split: str = "all") -> None:
-        self._folder = _find_folder(path)
+        self._folder = folder_with(IMAGES, path, "flowers-102", _wrong_layout)
         self.split = split
         self._images = numbers(self._folder / IMAGES, _IMAGE)
         if not self._images:
@@ -158,14 +158,6 @@ def _damaged(file: Path, found: str) -> InputError:
     return InputError(
         f"dataset.path: {file.name}", found, "the MATLAB file as it was published", "Copy it again, whole."
     )
-
-
-def _find_folder(path: Path) -> Path:
-    """The folder that holds jpg/: `path`, or flowers-102 in it, where torchvision unpacks it."""
-    for folder in (path, path / "flowers-102"):
-        if (folder / IMAGES).is_dir():
-            return folder
-    raise _wrong_layout(glimpse(path))
 
 
 def _wrong_layout(found: str) -> InputError:

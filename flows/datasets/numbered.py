@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from PIL import Image
@@ -42,6 +42,18 @@ def expected(images: Collection[int], annotated: Collection[int]) -> list[int]:
         if 2 * len(images) > len(span):
             every.update(span)
     return sorted(every)
+
+
+def folder_with(inner: str, path: Path, name: str, wrong: Callable[[str], InputError]) -> Path:
+    """The folder that holds the folder `inner`: `path`, or `name` in it, as archives unpack.
+
+    Raises:
+        InputError: neither does; `wrong` makes it of what is there.
+    """
+    for folder in (path, path / name):
+        if (folder / inner).is_dir():
+            return folder
+    raise wrong(glimpse(path))
 
 
 def open_in(folder: Path, name: str) -> Image.Image:
