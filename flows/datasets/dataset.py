@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 class Dataset:
     """The images a recipe asks for, read lazily: iterating holds one item at a time, and the ids of those before it.
 
-    `image_shape` (C, H, W) of the model; `limit` takes the first items; `shard` (index, count) every count-th of them.
-    The same picture under two keys counts once, as far as one iteration sees. Every iteration reads from the start.
+    `image_shape` (C, H, W) of the model; `limit` takes the first items; `part` (index, count) every count-th of them,
+    from index on. The same picture under two keys counts once, as far as one iteration sees. Every iteration reads from
+    the start.
     """
 
     source: Source

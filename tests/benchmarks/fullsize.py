@@ -24,7 +24,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from flows.datasets.dataset import load_builtin
 from flows.estimating import H100, estimate
-from flows.known_models import DDPM_256, outline_of
+from flows.known_models import outline_of
 from flows.named_recipes import open_recipe
 from flows.recipe import Recipe
 from pipeline.costs import network_cost
@@ -39,7 +39,7 @@ from pipeline.models.unet2d import UNet2DDenoiser
 from pipeline.operators import Masked
 from pipeline.svd import truncated_svd
 from tests.benchmarks.harness import Clock, Target, at_most, between, document, finish, options, table
-from tests.benchmarks.products import LARGE_BUDGET, LARGE_PARAMETERS, LARGE_RSS, noise, peak_rss
+from tests.benchmarks.products import LARGE_BUDGET, LARGE_PARAMETERS, LARGE_RSS, large_denoiser, noise, peak_rss
 
 PARTS = ("ddpm", "p2", "gpu")
 P2_PARAMETERS = 93_563_910
@@ -55,9 +55,9 @@ Part = tuple[list[Target], dict[str, Any]]
 
 def random_denoiser(name: str, device: str = "cpu") -> UNet2DDenoiser:
     """The architecture `name` with random weights."""
-    torch.manual_seed(0)
     if name == "ddpm":
-        return UNet2DDenoiser(UNet2DModel(**DDPM_256), DDPMScheduler(clip_sample=False), device=device)
+        return large_denoiser(device)
+    torch.manual_seed(0)
     flags, _ = flags_of("ffhq-p2")
     return UNet2DDenoiser(UNet2DModel(**unet_config(flags)), DDPMScheduler(**scheduler_config(flags)), device=device)
 

@@ -24,6 +24,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from flows.console import stage
+from flows.known_models import DDPM_256
 from pipeline.errors import InputError
 from pipeline.jacobian import JacobianKind, JacobianOperator, jacobian, seconds_per_vector
 from pipeline.memory import footprint
@@ -195,17 +196,10 @@ def images(bench: Bench, count: int, block: int = 16) -> Part:
 # --- the large model ----------------------------------------------------------------------------------------------
 
 
-def large_denoiser() -> UNet2DDenoiser:
+def large_denoiser(device: str = "cpu") -> UNet2DDenoiser:
     """The configuration of google/ddpm-celebahq-256 with random weights."""
     torch.manual_seed(0)
-    down = ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D")
-    unet = UNet2DModel(
-        sample_size=256, in_channels=3, out_channels=3, layers_per_block=2,
-        block_out_channels=(128, 128, 256, 256, 512, 512), down_block_types=down,
-        up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4, attention_head_dim=None, norm_eps=1e-6,
-        downsample_padding=0, flip_sin_to_cos=False, freq_shift=1,
-    )  # fmt: skip
-    return UNet2DDenoiser(unet, DDPMScheduler(num_train_timesteps=1000, clip_sample=False))
+    return UNet2DDenoiser(UNet2DModel(**DDPM_256), DDPMScheduler(clip_sample=False), device=device)
 
 
 def large_here(vectors: int, products: int) -> dict[str, Any]:
