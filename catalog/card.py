@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,12 @@ class CardFields:
     tags: tuple[str, ...] = ()
 
 
-def _yaml(fields: Mapping[str, Any]) -> str:
+def _yaml(fields: Mapping[str, Any], tables: Sequence[str] = TABLES) -> str:
     """YAML front matter; JSON values are valid YAML, and quoting them keeps every name a string."""
     configs = "\n".join(
         f"- config_name: {table}\n  data_files:\n  - split: train\n    path: {table}/*.parquet"
         + ("\n  default: true" if table == "directions" else "")
-        for table in TABLES
+        for table in tables
     )
     head = "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())
     return f"---\n{head}configs:\n{configs}\n---\n"
@@ -108,7 +108,7 @@ def _front_matter(manifest: Manifest, fields: CardFields, title: str) -> str:
         head["license_name"] = "not-stated"
     head["tags"] = sorted({"rhumb", "editing-directions", "diffusion", *fields.tags})
     head["size_categories"] = [_size_category(manifest.rows("directions"))]
-    return _yaml(head)
+    return _yaml(head, [*TABLES, *(["concepts"] if manifest.concepts is not None else [])])
 
 
 def _describe(part: Mapping[str, Any]) -> str:
@@ -125,7 +125,7 @@ def pack_card(
     title = fields.title or f"{repository} {version}"
     regions = ", ".join(escape(r) for r in sorted({row["region"] for row in rows}))
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
-    shapes = ", ".join(f"{s} {tuple(spec.shape)}" for s, spec in sorted(manifest.vectors.items()))
+    shapes = ", ".join(f"{s} {tuple(v.shape)} as {v.codec.kind}" for s, v in sorted(manifest.vectors.items()))
     cited = "\n".join(f"- {escape(entry)}" for entry in fields.citations) or "- none given"
     failed = len(manifest.failures)
     failures = f" {failed} images could not be mined; `manifest.json` says why." if failed else ""
@@ -135,7 +135,7 @@ def pack_card(
 {escape(fields.summary) or "Editing directions of a diffusion model, per image and region, with their evidence."}
 
 Version {version} of `{repository}`: {manifest.rows("directions")} directions for the regions {regions} on
-{manifest.rows("images")} images, {size:.1f} MB; vectors {shapes}, stored as float16.{failures}
+{manifest.rows("images")} images, {size:.1f} MB; vectors {shapes}.{failures}
 
 ## Load it
 
@@ -143,8 +143,11 @@ Version {version} of `{repository}`: {manifest.rows("directions")} directions fo
 from datasets import load_dataset
 directions = load_dataset("PATH/TO/THIS/FOLDER", "directions", split="train")
 row = directions[0]                      # row["preview"] and row["effect"] are pictures
-vector = row["x_vector"] or row["h_vector"]
 images = load_dataset("PATH/TO/THIS/FOLDER", "images", split="train")
+
+from catalog.reader import Catalog       # of rhumb; how it decodes vectors is in its catalog/format.md
+
+vector = Catalog.open("PATH/TO/THIS/FOLDER").vector(row["direction_id"])
 ```
 
 ## Quality

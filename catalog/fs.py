@@ -11,11 +11,15 @@ from pathlib import Path
 from pipeline.errors import CatalogError
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-FOLDERS: tuple[str, ...] = ("directions", "images", "regions", "index", "pictures")
+FOLDERS: tuple[str, ...] = ("directions", "images", "regions", "index", "concepts", "pictures")
 CARD = "README.md"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 STAGING = ".staging"
+VERSIONS = ".versions"
+CACHE = ".cache"
+PRIVATE: tuple[str, ...] = (STAGING, VERSIONS, CACHE)  # hidden folders of the writer; no part of the catalog
+_PARQUET_TAIL = 8  # bytes after the footer: its length and the magic
 FULL_DISK: frozenset[int] = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -42,6 +46,19 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file, 64 hex digits, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def footer_sha256(path: Path) -> str:
+    """sha256 of a Parquet file's footer, with its length and magic. Raises CatalogError for what cannot be one."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - _PARQUET_TAIL))
+        tail = stream.read()
+        length = int.from_bytes(tail[:4], "little") + _PARQUET_TAIL
+        if tail[4:] != b"PAR1" or length > size:
+            raise CatalogError(str(path), "no Parquet footer", "a whole Parquet shard", "Pull or mine it again")
+        stream.seek(size - length)
+        return hashlib.sha256(stream.read(length)).hexdigest()
 
 
 def flush_folder(folder: Path) -> None:

@@ -1,8 +1,4 @@
-"""The local hub: packs published once, never overwritten; pulled with every checksum and row verified.
-
-Search indexes are not taken over from a pack: whoever pulls builds them from the rows, so that nobody's index has to
-be believed.
-"""
+"""The local hub: packs published once, never overwritten; pulled with every checksum and row verified."""
 
 from __future__ import annotations
 
@@ -12,21 +8,19 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from catalog import manifest as manifests
 from catalog.card import CardFields, pack_card
 from catalog.fs import CARD, LOCK, MANIFEST, STAGING, disk_error, flush_folder, inside, sha256_of, write_flushed
-from catalog.index import build_index
-from catalog.manifest import FileEntry, IndexEntry, Manifest, PackInfo
+from catalog.manifest import FileEntry, Manifest, PackInfo
 from catalog.reader import Catalog
 from catalog.transaction import Lock
-from catalog.verify import check_tables, verify
+from catalog.verify import check_content, verify
 from pipeline.errors import CatalogError, ConflictError, InputError, NotFoundError
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
@@ -259,11 +253,11 @@ def find_snapshot(repository: str, version: str, hub: str | Path | None = None) 
 
 
 def pull(repository: str, version: str, out: str | Path, hub: str | Path | None = None) -> Catalog:
-    """Copy a published version to `out`, verify every file and row, and build its indexes: a catalog like any other.
+    """Copy a published version to `out` and verify every file, row and index: a catalog like any other.
 
     An interrupted pull of the same version continues, a finished one changes nothing. Raises ConflictError (`out` has
     other content), NotFoundError, CatalogError (the pack is damaged: no catalog is left in `out`). Cost: reads every
-    row twice, as `verify` and `build_indexes` do.
+    file twice, as `verify` does.
     """
     snapshot = find_snapshot(repository, version, hub)
     manifest = manifests.load(snapshot)
@@ -283,10 +277,10 @@ def pull(repository: str, version: str, out: str | Path, hub: str | Path | None 
     return Catalog.open(target)
 
 
-def _without_indexes(manifest: Manifest) -> Manifest:
-    derived = {path for entry in manifest.indexes.values() for path in (entry.faiss, entry.ids)}
-    files = {name: entry for name, entry in manifest.files.items() if name not in derived}
-    return manifest.model_copy(update={"files": files, "indexes": {}})
+def _without_retired(manifest: Manifest) -> Manifest:
+    """What is worth fetching: not the files that only a former format needed."""
+    files = {name: entry for name, entry in manifest.files.items() if name not in manifest.retired}
+    return manifest.model_copy(update={"files": files, "retired": ()})
 
 
 def _refuse_other_content(target: Path, revision: str, manifest: Manifest) -> None:
@@ -295,7 +289,7 @@ def _refuse_other_content(target: Path, revision: str, manifest: Manifest) -> No
     if not target.is_dir():
         raise ConflictError(str(target), "a file", "a new or empty folder", "Choose another --out")
     if (target / MANIFEST).is_file():
-        same = _without_indexes(manifests.load(target)) == _without_indexes(manifest)
+        same = manifests.load(target) == _without_retired(manifest)
     elif (target / _PULLING).is_file():
         same = (target / _PULLING).read_text() == json.dumps({"revision": revision})
     else:
@@ -326,52 +320,32 @@ def _fetch(snapshot: Path, published: Manifest, target: Path) -> None:
         return
     staging.mkdir(exist_ok=True)
     draft = staging / _DRAFT
-    rows = _without_indexes(published)
+    wanted = _without_retired(published)
     try:
         write_flushed(draft, json.dumps({"revision": snapshot.name}).encode())
         draft.replace(target / _PULLING)
-        for name in _missing(target, rows):
+        for name in _missing(target, wanted):
             origin = inside(snapshot, name)
             if not origin.is_file():
                 raise CatalogError(f"{snapshot}/{name}", "missing from the pack", "the published file")
             _copy_flushed(origin, draft)
-            if sha256_of(draft) != rows.files[name].sha256:
+            if sha256_of(draft) != wanted.files[name].sha256:
                 raise CatalogError(f"{snapshot}/{name}", "changed bytes", "the published sha256", "Publish it anew")
-            _put(draft, target, name)
-        own = _build_indexes(rows, published.indexes, target, draft)
-        for folder in {inside(target, name).parent for name in own.files}:
+            path = inside(target, name)
+            path.parent.mkdir(exist_ok=True)
+            draft.replace(path)
+        for problem in check_content(target, wanted):
+            raise CatalogError(
+                f"{target}/{problem.file}", problem.what, "a pack that passes `rhumb verify`", "Have it published anew"
+            )
+        for folder in {inside(target, name).parent for name in wanted.files}:
             flush_folder(folder)
-        write_flushed(draft, manifests.dump(own))
+        write_flushed(draft, manifests.dump(wanted))
         draft.replace(target / MANIFEST)
         (target / _PULLING).unlink()
         flush_folder(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _put(draft: Path, target: Path, name: str) -> None:
-    path = inside(target, name)
-    path.parent.mkdir(exist_ok=True)
-    draft.replace(path)
-
-
-def _build_indexes(rows: Manifest, published: Mapping[Any, IndexEntry], target: Path, draft: Path) -> Manifest:
-    """Build the indexes that were published, from the rows in `target` if these are sound; the whole manifest."""
-    for problem in check_tables(target, rows):
-        raise CatalogError(
-            f"{target}/{problem.file}", problem.what, "a pack that passes `rhumb verify`", "Have it published anew"
-        )
-    files, indexes = dict(rows.files), {}
-    with Catalog(target, rows) as catalog:
-        for name, entry in published.items():
-            index = build_index(catalog, name, entry.sketch.seed)
-            indexes[name] = own = index.entry(name, rows.directions_fingerprint)
-            for path, data in index.files(name).items():
-                write_flushed(draft, data)
-                _put(draft, target, path)
-                digest, count = hashlib.sha256(data).hexdigest(), index.rows if path == own.ids else None
-                files[path] = FileEntry(sha256=digest, bytes=len(data), rows=count)
-    return rows.model_copy(update={"files": files, "indexes": indexes})
 
 
 @contextmanager

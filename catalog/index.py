@@ -1,182 +1,334 @@
-"""FAISS indexes of a catalog: by vector (per space) and by effect, joined to directions by id, searched sign-blind.
+"""Search indexes of a catalog: by vector (per space) and by effect, joined to directions by id, searched sign-blind.
 
-An index file is data from elsewhere: FAISS's own reader believes the sizes and types that a file states, so it never
-sees one. There is one kind of index, whose bytes are fixed but for its vectors; these are read as plain numbers.
+What is searched, and how, is `catalog.search`; here it meets the manifest. Each directions shard has one file of codes
+that never changes, all made with the index's one quantiser: a catalog that grows encodes what is new and nothing else.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 
-import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from catalog.fs import inside, sha256_of
-from catalog.manifest import IndexEntry, SketchSpec
+from catalog.fs import CACHE, footer_sha256, inside, sha256_of
+from catalog.manifest import IndexEntry
 from catalog.reader import Catalog
-from catalog.sketch import sketch, spec_for
-from catalog.tables import check_id
-from catalog.writer import CatalogWriter, SearchIndex
+from catalog.records import content_id
+from catalog.search import codes as coded
+from catalog.search.codes import Codes
+from catalog.search.engine import Engine, Part, assemble, map_lists, write_lists
+from catalog.search.plan import MEMORY, PROJECTION_SAMPLE, choose, outgrown, sample_for
+from catalog.search.quantiser import REBUILD, Encoder, Quantiser, dump, needs_quantiser, parse, probes_for, train
+from catalog.search.sketch import learn_projection, sketch
+from catalog.search.spec import IndexSpec
+from catalog.writer import CatalogWriter, Stored
 from pipeline.errors import CatalogError
 
-IDS_SCHEMA = pa.schema(
-    [pa.field("faiss_id", pa.int64(), nullable=False), pa.field("direction_id", pa.string(), nullable=False)]
-)
 _BLOCK = 1024
-_REBUILD = "Run `rhumb index` on the catalog"
+_MAPPED_FROM = 2**25  # bytes of codes above which their lists are merged into one file and mapped
+EFFECT = "effect"
+_STRAY = 0.25  # share of a code's bytes that rounding on another machine may change
 
 
-def faiss_id(direction_id: str) -> int:
-    """The 63-bit number that stands for a direction in an index: from its id, whatever its row. Raises CatalogError."""
-    check_id(direction_id, "direction_id")
-    return int(direction_id[:16], 16) >> 1
+def index_names(catalog: Catalog) -> list[str]:
+    """Names of the indexes a catalog has: its spaces, and `effect`."""
+    return [*sorted(catalog.manifest.provenance.shapes), EFFECT]
 
 
-def indexed_ids(catalog: Catalog, name: str) -> list[str]:
-    """Direction ids that belong in index `name` ("x", "h" or "effect"), sorted."""
-    table = catalog.directions() if name == "effect" else catalog.directions(space=name)
-    return [str(key) for key in table.column("direction_id").to_pylist()]
-
-
-def search_vectors(catalog: Catalog, name: str, ids: Sequence[str], spec: SketchSpec) -> np.ndarray:
-    """(n, spec.dimension) float32 search vectors of directions, in the order of `ids`."""
-    out = np.empty((len(ids), spec.dimension), dtype=np.float32)
-    for start in range(0, len(ids), _BLOCK):
-        part = ids[start : start + _BLOCK]
-        stored = catalog.effects(part) if name == "effect" else catalog.vectors(part, name)
-        out[start : start + _BLOCK] = sketch(stored, spec)
-    return out
-
-
-def _numbers(ids: Sequence[str]) -> np.ndarray:
-    """(n,) int64 FAISS ids. Raises CatalogError where two are the same."""
-    numbers = np.array([faiss_id(key) for key in ids], dtype=np.int64)
-    if len(np.unique(numbers)) != len(numbers):
-        raise CatalogError("index", "two directions with the same first 63 bits of their ids", "distinct ones")
-    return numbers
-
-
-def _flat_index(vectors: np.ndarray, numbers: np.ndarray) -> faiss.Index:
-    """The one kind of index there is: flat inner product of (n, D) float32 vectors, with explicit ids (n,) int64."""
-    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
-    if len(vectors):
-        index.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), numbers)
-    return index
-
-
-def _head(rows: int, dimension: int) -> bytes:
-    """What FAISS writes before the vectors of such an index: two headers, and the number of floats that follow."""
-    header = struct.pack("<iqqq?i", dimension, rows, 2**20, 2**20, True, faiss.METRIC_INNER_PRODUCT)
-    return b"IxM2" + header + b"IxFI" + header + struct.pack("<Q", rows * dimension)
-
-
-def read_vectors(path: Path, numbers: np.ndarray, dimension: int) -> np.ndarray:
-    """(n, dimension) float32 vectors of an index file whose ids must be `numbers`, in their order.
-
-    Raises CatalogError: any byte but those of the vectors is not as `build_index` writes it, or a vector is not finite.
-    """
-    rows = len(numbers)
-    head, tail = _head(rows, dimension), struct.pack("<Q", rows) + numbers.astype("<i8").tobytes()
-    size = len(head) + 4 * rows * dimension + len(tail)
-    found = path.stat().st_size
-    if found != size:
-        raise CatalogError(str(path), f"{found} bytes", f"{size}, of {rows} vectors of {dimension}", _REBUILD)
-    data = path.read_bytes()
-    if not (data.startswith(head) and data.endswith(tail)):
-        raise CatalogError(str(path), "another kind of index or other ids", "a flat one of these directions", _REBUILD)
-    vectors = np.frombuffer(data, "<f4", rows * dimension, len(head)).reshape(rows, dimension)
-    if not np.isfinite(vectors).all():
-        raise CatalogError(str(path), "NaN or infinity", "finite search vectors", _REBUILD)
-    return vectors
-
-
-def build_index(catalog: Catalog, name: str, seed: int = 0) -> SearchIndex:
-    """Index `name` ("x", "h" or "effect") of a catalog: from its directions and `seed` alone, whatever the order of
-    commits. Cost: reads every vector once; 4 KB of memory per direction.
-    """
-    ids, spec = indexed_ids(catalog, name), spec_for(_entries(catalog, name), seed)
-    numbers = _numbers(ids)
-    index = _flat_index(search_vectors(catalog, name, ids, spec), numbers)
-    listed = io.BytesIO()
-    table = pa.table([pa.array(numbers), pa.array(ids, pa.string())], schema=IDS_SCHEMA)
-    pq.write_table(table, listed, compression="zstd")
-    return SearchIndex(faiss.serialize_index(index).tobytes(), listed.getvalue(), len(ids), spec)
+def _space(name: str) -> str | None:
+    return None if name == EFFECT else name
 
 
 def _entries(catalog: Catalog, name: str) -> int:
     provenance = catalog.manifest.provenance
-    return prod(provenance.effect_shape if name == "effect" else provenance.shapes[name])
+    return prod(provenance.effect_shape if name == EFFECT else provenance.shapes[name])
 
 
-def build_indexes(folder: str | Path, seed: int = 0) -> dict[str, int]:
-    """Build and commit all indexes of a catalog; returns entries per index. See `build_index`.
+def _present(catalog: Catalog, name: str) -> np.ndarray:
+    """(n,) bool: which rows of directions belong in an index."""
+    return np.ones(len(catalog.ids()), dtype=bool) if name == EFFECT else catalog.select(space=name)
 
-    Raises ConflictError while another writer is at work.
+
+# -- building ----------------------------------------------------------------------------------------------------------
+
+
+def search_vectors(
+    catalog: Catalog, name: str, ids: Sequence[str], spec: IndexSpec, quantiser: Quantiser
+) -> np.ndarray:
+    """(n, dimension) float32 sketches of directions, in the order of `ids`. Reads their vectors."""
+    stored = catalog.effects(ids) if name == EFFECT else catalog.vectors(ids, name)
+    return sketch(stored, spec.sketch, quantiser.projection if quantiser.projection.size else None)
+
+
+def _blocks(ids: np.ndarray) -> Iterator[list[str]]:
+    for start in range(0, len(ids), _BLOCK):
+        yield [key.decode() for key in ids[start : start + _BLOCK]]
+
+
+def _trained(catalog: Catalog, name: str, spec: IndexSpec) -> tuple[IndexSpec, Quantiser]:
+    """A quantiser trained on a sample: every n-th direction by id, and ids are hashes."""
+    none = np.zeros((0, 0), np.float32)
+    untrained = Quantiser(none, none, none, none)
+    if not needs_quantiser(spec):
+        return spec, untrained
+    ids = catalog.ids()[_present(catalog, name)]
+    ids = ids[:: -(-len(ids) // sample_for(spec))]
+    projection = None
+    if spec.sketch.kind == "learned":
+        few = [key.decode() for key in ids[:: -(-len(ids) // PROJECTION_SAMPLE)]]
+        stored = catalog.effects(few) if name == EFFECT else catalog.vectors(few, name)
+        projection = learn_projection(stored, spec.sketch)
+        untrained = Quantiser(projection, none, none, none)
+    if spec.kind == "flat":
+        return spec, untrained
+    sketches = np.concatenate([search_vectors(catalog, name, part, spec, untrained) for part in _blocks(ids)])
+    quantiser = train(spec, sketches, projection)
+    return spec.model_copy(update={"probes": probes_for(spec, quantiser, sketches)}), quantiser
+
+
+def _encoded(catalog: Catalog, name: str, shard: str, spec: IndexSpec, quantiser: Quantiser) -> Codes:
+    encode, parts = Encoder(spec, quantiser), []
+    ids = catalog.ids()[catalog.shard_rows(shard, _space(name))]
+    for part in _blocks(ids):
+        lists, codes = encode(search_vectors(catalog, name, part, spec, quantiser))
+        parts.append(Codes(np.array(part, dtype="S32"), lists, codes))
+    return coded.join(parts, spec)
+
+
+def _stored(data: bytes, name: str, rows: int | None, files: dict[str, Stored]) -> str:
+    path = f"index/{name}-{sha256(data).hexdigest()[:16]}.parquet"
+    files[path] = (data, rows)
+    return path
+
+
+def build_index(
+    catalog: Catalog, name: str, seed: int = 0, rebuild: bool = False, memory: int = MEMORY
+) -> tuple[IndexEntry, dict[str, Stored]]:
+    """An index of all directions: what the manifest says of it, and the files that the catalog does not have yet.
+
+    Shards that have codes keep them. The quantiser is trained anew only with `rebuild`, or once the catalog has
+    outgrown its type. Randomness: `seed`, where something is trained. Cost: reads the vectors of new shards once, of a
+    sample twice. Raises CatalogError for a damaged index.
     """
-    with CatalogWriter.open(folder) as writer, Catalog(writer.folder, writer.manifest) as catalog:
-        names = [*catalog.manifest.provenance.spaces, "effect"]
-        built = {name: build_index(catalog, name, seed) for name in names}
-        writer.replace_indexes(built)
-        return {name: index.rows for name, index in built.items()}
+    rows = int(np.count_nonzero(_present(catalog, name)))
+    spec, entry = choose(rows, _entries(catalog, name), seed, memory), catalog.manifest.indexes.get(name)  # type: ignore[call-overload]
+    files: dict[str, Stored] = {}
+    shards = catalog.manifest.shards("directions")
+    if entry is None or rebuild or outgrown(entry.spec, spec):
+        spec, quantiser = _trained(catalog, name, spec)
+        data = dump(quantiser) if needs_quantiser(spec) else None
+        stored = (
+            None
+            if data is None
+            else _stored(data, f"{name}-quantiser", sum(map(len, quantiser.arrays().values())), files)
+        )
+        codes: dict[str, str] = {}
+    else:
+        spec, quantiser, stored = entry.spec, load_quantiser(catalog, name, entry), entry.quantiser
+        codes = {shard: path for shard, path in entry.codes.items() if shard in shards}
+    for shard in shards:
+        if shard not in codes:
+            own, stream = _encoded(catalog, name, shard, spec, quantiser), io.BytesIO()
+            coded.write(own, spec, stream)
+            codes[shard] = _stored(stream.getvalue(), name, len(own), files)
+    return IndexEntry(spec=spec, quantiser=stored, codes=codes, rows=rows), files
+
+
+def _kept(catalog: Catalog, entry: IndexEntry) -> bool:
+    """Whether the files of an index are as committed; one that is not is built anew."""
+    known = catalog.manifest.files
+    paths = [(inside(catalog.folder, path), known[path].sha256) for path in entry.files]
+    return all(path.is_file() and sha256_of(path) == digest for path, digest in paths)
+
+
+def build_indexes(folder: str | Path, seed: int = 0, rebuild: bool = False) -> dict[str, int]:
+    """Build or continue, and commit, all indexes of a catalog; returns entries per index. See `build_index`.
+
+    One commit per index, so that an interruption keeps those that are done. Raises ConflictError while another writer
+    is at work.
+    """
+    counts = {}
+    with CatalogWriter.open(folder) as writer:
+        _drop_damaged(writer)
+        catalog = Catalog(writer.folder, writer.manifest)
+        for name in index_names(catalog):
+            entry, files = build_index(catalog, name, seed, rebuild)
+            if entry != catalog.manifest.indexes.get(name):  # type: ignore[call-overload]
+                writer.replace_indexes({**dict(writer.manifest.indexes.items()), name: entry}, files)
+            counts[name] = entry.rows
+        catalog.close()
+        with Catalog(writer.folder, writer.manifest) as built:
+            _merge_lists(built)
+    return counts
+
+
+def _drop_damaged(writer: CatalogWriter) -> None:
+    """Leave out indexes with a file that is not as committed: a whole one of the same name could not take its place."""
+    with Catalog(writer.folder, writer.manifest) as catalog:
+        whole = {str(name): entry for name, entry in catalog.manifest.indexes.items() if _kept(catalog, entry)}
+    if len(whole) < len(writer.manifest.indexes):
+        writer.replace_indexes(whole, {})
+
+
+def _cache_path(catalog: Catalog, name: str, entry: IndexEntry) -> Path:
+    """Where the merged lists of an index lie: named by all that they are made of, so stale ones are never found."""
+    known = catalog.manifest.files
+    parts = [entry.spec.model_dump(), sorted(known[path].sha256 for path in entry.files)]
+    return catalog.folder / CACHE / f"{name}-{content_id(parts, catalog.manifest.directions_fingerprint)}.lists"
+
+
+def _merge_lists(catalog: Catalog) -> None:
+    """Write the merged lists of large indexes into the cache, and delete those of former versions."""
+    if (catalog.folder / CACHE).is_symlink():
+        raise CatalogError(str(catalog.folder / CACHE), "a symbolic link", "a plain folder")
+    current = set()
+    for name, entry in catalog.manifest.indexes.items():
+        if entry.spec.kind != "ivf-sq8" or entry.rows * entry.spec.code_size < _MAPPED_FROM:
+            continue
+        path = _cache_path(catalog, name, entry)
+        current.add(path.name)
+        if not path.is_file():
+            sizes = np.zeros(entry.spec.lists, np.int64)
+            for part in _codes(catalog, entry, columns=("list",)):
+                sizes += np.bincount(part.lists, minlength=entry.spec.lists)
+            write_lists(path, entry.spec, sizes, _parts(catalog, name, entry))
+    if (catalog.folder / CACHE).is_dir():
+        for path in (catalog.folder / CACHE).glob("*.lists"):
+            if path.name not in current:
+                path.unlink()
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _checked(catalog: Catalog, path: str, footer: bool = False) -> Path:
+    """A listed file of an index, whole. Raises CatalogError."""
+    file, known = inside(catalog.folder, path), catalog.manifest.files[path]
+    if not file.is_file() or file.stat().st_size != known.bytes:
+        raise CatalogError(str(file), "a missing or changed file", "the index as committed", REBUILD)
+    whole = footer_sha256(file) == known.footer if footer and known.footer else sha256_of(file) == known.sha256
+    if not whole:
+        raise CatalogError(str(file), "a missing or changed file", "the index as committed", REBUILD)
+    return file
+
+
+def load_quantiser(catalog: Catalog, name: str, entry: IndexEntry) -> Quantiser:
+    """The quantiser of an index. Raises CatalogError: missing, damaged, or not for the vectors of this catalog."""
+    none = np.zeros((0, 0), np.float32)
+    quantiser = Quantiser(none, none, none, none)
+    if needs_quantiser(entry.spec) != (entry.quantiser is not None):
+        raise CatalogError(f"index {name}: quantiser", entry.quantiser, f"what {entry.spec.kind} needs", REBUILD)
+    if entry.quantiser is not None:
+        file = _checked(catalog, entry.quantiser)
+        quantiser = parse(file.read_bytes(), entry.spec, str(file))
+    size = _entries(catalog, name)
+    probe = np.zeros((1, size), np.float32)
+    try:
+        fits = sketch(probe, entry.spec.sketch, quantiser.projection if quantiser.projection.size else None).shape
+    except ValueError as error:
+        raise CatalogError(f"index {name}: sketch", entry.spec.sketch, f"one of {size} entries", REBUILD) from error
+    if fits != (1, entry.spec.sketch.dimension):
+        raise CatalogError(f"index {name}: sketch", entry.spec.sketch, f"one of {size} entries", REBUILD)
+    return quantiser
+
+
+def _codes(
+    catalog: Catalog, entry: IndexEntry, columns: tuple[str, ...] = ("direction_id", "list", "code")
+) -> Iterator[Codes]:
+    for _, path in sorted(entry.codes.items()):
+        rows = catalog.manifest.files[path].rows or 0
+        yield coded.read(_checked(catalog, path, footer=True), entry.spec, rows, columns)
+
+
+def _parts(catalog: Catalog, name: str, entry: IndexEntry) -> Iterator[Part]:
+    """Codes by row, joined by id, each file with its shard. Raises CatalogError: ids other than those of the shard."""
+    ids = catalog.ids()
+
+    def joined() -> Iterator[Codes]:
+        for (shard, path), part in zip(sorted(entry.codes.items()), _codes(catalog, entry), strict=True):
+            own = ids[catalog.shard_rows(shard, _space(name))]
+            if not np.array_equal(own, part.keys) and not np.array_equal(np.sort(own), np.sort(part.keys)):
+                raise CatalogError(f"{catalog.folder / path}: direction_id", "other ids", f"those of {shard}", REBUILD)
+            yield part
+
+    for part in coded.batches(joined(), entry.spec):
+        yield np.searchsorted(ids, part.keys), part.lists, part.codes
+
+
+def check_codes(catalog: Catalog, name: str) -> Iterator[tuple[str, str]]:
+    """(code file, what is wrong) where codes are not those of the stored directions. Cost: encodes everything anew.
+
+    Another machine rounds otherwise, so a code may differ in some of its bytes; one of another direction differs in
+    most. Raises CatalogError for files that cannot be read.
+    """
+    entry = catalog.manifest.indexes[name]  # type: ignore[index]
+    quantiser = load_quantiser(catalog, name, entry)
+    for (shard, path), found in zip(sorted(entry.codes.items()), _codes(catalog, entry), strict=True):
+        wanted = _encoded(catalog, name, shard, entry.spec, quantiser)
+        order, own = np.argsort(wanted.keys), np.argsort(found.keys)
+        if not np.array_equal(wanted.keys[order], found.keys[own]):
+            yield path, f"other ids than those of {shard}"
+            continue
+        one, two = wanted.codes[order].astype(np.int16), found.codes[own].astype(np.int16)
+        stray = np.flatnonzero((np.abs(one - two) > 1).mean(axis=1) > _STRAY)
+        if len(stray):
+            yield path, f"the code of direction {wanted.keys[order][stray[0]].decode()} is not that of its vector"
 
 
 class DirectionIndex:
     """One search index of a catalog, checked to belong to the version that is open."""
 
     def __init__(self, catalog: Catalog, name: str) -> None:
-        """Raises CatalogError: no index yet, one built for other directions, or damaged files."""
+        """Raises CatalogError: no index yet, one built for other directions, or damaged files.
+
+        Cost: reads all codes, or of an index whose merged lists are in the cache nothing but the quantiser.
+        """
         entry = catalog.manifest.indexes.get(name)  # type: ignore[call-overload]
         if entry is None:
-            raise CatalogError(f"index {name}", "none in the catalog", "a search index", _REBUILD)
+            raise CatalogError(f"index {name}", "none in the catalog", "a search index", REBUILD)
         self.entry: IndexEntry = entry
-        if entry.directions_fingerprint != catalog.manifest.directions_fingerprint:
-            raise CatalogError(f"index {name}", "one built before the last commit", "one of these directions", _REBUILD)
-        wanted = spec_for(_entries(catalog, name), entry.sketch.seed)
-        if entry.sketch != wanted:
-            raise CatalogError(f"index {name}: sketch", entry.sketch, f"{wanted}", _REBUILD)
-        path = inside(catalog.folder, entry.faiss)
-        if not path.is_file() or sha256_of(path) != catalog.manifest.files[entry.faiss].sha256:
-            raise CatalogError(str(path), "a missing or changed file", "the index as committed", _REBUILD)
-        ids = indexed_ids(catalog, name)
-        if entry.rows != len(ids):
-            raise CatalogError(f"index {name}: rows", entry.rows, f"{len(ids)}, one per direction", _REBUILD)
-        numbers = _numbers(ids)
-        self.vectors = read_vectors(path, numbers, entry.sketch.dimension)
-        self.index = _flat_index(self.vectors, numbers)
-        self._direction_of = dict(zip(numbers.tolist(), ids, strict=True))
+        if set(entry.codes) != set(catalog.manifest.shards("directions")):
+            raise CatalogError(f"index {name}", "one built before the last commit", "one of these directions", REBUILD)
+        self._ids, self._present = catalog.ids(), _present(catalog, name)
+        rows = int(np.count_nonzero(self._present))
+        if entry.rows != rows:
+            raise CatalogError(f"index {name}: rows", entry.rows, f"{rows}, one per direction", REBUILD)
+        self.quantiser = load_quantiser(catalog, name, entry)
+        self.engine = self._open(catalog, name)
+
+    def _open(self, catalog: Catalog, name: str) -> Engine:
+        lists, bound = _cache_path(catalog, name, self.entry), len(self._ids)
+        if lists.is_file() and not (lists.is_symlink() or lists.parent.is_symlink()):
+            return map_lists(lists, self.entry.spec, self.quantiser, self.entry.rows, bound)
+        engine = assemble(self.entry.spec, self.quantiser, _parts(catalog, name, self.entry), bound)
+        if len(engine) != self.entry.rows:
+            raise CatalogError(f"index {name}", f"{len(engine)} codes", f"{self.entry.rows}, one each", REBUILD)
+        return engine
+
+    def __len__(self) -> int:
+        return self.entry.rows
 
     @property
     def dimension(self) -> int:
         """Entries of a search vector."""
-        return self.entry.sketch.dimension
+        return self.entry.spec.sketch.dimension
 
-    def search(self, vector: np.ndarray, k: int, among: Iterable[str] | None = None) -> list[tuple[str, float]]:
-        """The k directions of largest |cos| between search vectors, with their signed cosine; ties by id.
+    @property
+    def candidates(self) -> int:
+        """How many of the best are worth ranking again by stored vectors."""
+        return self.entry.spec.candidates
 
-        `vector` (D,) float32 as stored; `among` restricts the answer to these ids.
+    def search(self, vector: np.ndarray, k: int, among: np.ndarray | None = None) -> list[tuple[str, float]]:
+        """The k directions of largest |cos| by sketch, with their signed score; ties by id.
+
+        `vector` (D,) float32 as stored; `among` bool (n,) by row, as `Catalog.select` gives, restricts the answer.
         """
-        query = sketch(vector.reshape(1, -1), self.entry.sketch)
-        limit = self.index.ntotal
-        options = None
-        if among is not None:
-            chosen = np.array(sorted(faiss_id(key) for key in among), dtype=np.int64)
-            limit = len(chosen)
-            options = faiss.SearchParameters(sel=faiss.IDSelectorBatch(chosen))
-        k = min(k, limit)
-        if k < 1:
-            return []
-        best: dict[int, float] = {}
-        for sign in (1.0, -1.0):
-            scores, found = self.index.search(np.float32(sign) * query, k, params=options)
-            for score, number in zip(scores[0].tolist(), found[0].tolist(), strict=True):
-                if number >= 0 and abs(score) >= abs(best.get(number, 0.0)):
-                    best[number] = sign * score
-        named = [(self._direction_of[number], score) for number, score in best.items()]
-        ranked = sorted(named, key=lambda pair: (-abs(pair[1]), pair[0]))
-        return ranked[:k]
+        projection = self.quantiser.projection if self.quantiser.projection.size else None
+        query = sketch(vector.reshape(1, -1), self.entry.spec.sketch, projection)[0]
+        chosen = among & self._present if among is not None else None
+        rows, scores = self.engine.search(query, k, chosen)
+        return [(self._ids[row].decode(), score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]

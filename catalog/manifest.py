@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from catalog.codecs import CodecSpec, default_codec
+from catalog.former import upgraded
 from catalog.fs import CARD, MANIFEST, check_relative
 from catalog.records import content_id
-from catalog.schema import TABLES, describe, table_schema, vector_column
+from catalog.schema import TABLES, Layout, describe, table_schema, vector_column
+from catalog.search.spec import IndexSpec
 from pipeline.errors import CatalogError, NotFoundError
 
 FORMAT = "rhumb-catalog"
-FORMAT_VERSION = "1"
-KNOWN_FEATURES: frozenset[str] = frozenset()
+FORMAT_VERSION = "2"
+READABLE = ("1", FORMAT_VERSION)
+KNOWN_FEATURES: frozenset[str] = frozenset({"codec-dct"})
+"""What a catalog may require of those who read it; a codec other than float16 is required as codec-KIND."""
+KNOWN_WRITER_FEATURES: frozenset[str] = frozenset()
+"""What a catalog may require of those who add to it, and readers may ignore."""
+ID_BYTES = 16  # what an id takes at least, however it is packed
 _LARGEST = 256 * 2**20  # bytes; a manifest of a million files stays below
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -36,15 +45,22 @@ def _path(value: str) -> str:
     return check_relative(value)  # CatalogError is a ValueError, so pydantic reports it with its place
 
 
-def _index_path(value: str) -> str:
-    if not value.startswith("index/"):
-        raise ValueError("a file in the folder index")
-    return value
+def _in(folder: str) -> AfterValidator:
+    """A path must lie in its owner's folder, lest an index pass for rows."""
+
+    def check(value: str) -> str:
+        if not value.startswith(f"{folder}/"):
+            raise ValueError(f"a file in the folder {folder}")
+        return value
+
+    return AfterValidator(check)
 
 
+Table = Literal["directions", "images", "regions"]
 Shape = Annotated[tuple[int, ...], AfterValidator(_shape)]
 RelativePath = Annotated[str, AfterValidator(_path)]
-IndexPath = Annotated[str, AfterValidator(_path), AfterValidator(_index_path)]
+IndexPath = Annotated[str, AfterValidator(_path), _in("index")]
+ConceptsPath = Annotated[str, AfterValidator(_path), _in("concepts")]
 
 
 class _Strict(BaseModel):
@@ -93,11 +109,16 @@ class Provenance(_Strict):
 
 
 class FileEntry(_Strict):
-    """One file: sha256, size in bytes, rows of a table (None for other files)."""
+    """One file: sha256, size in bytes; for a Parquet file its rows, and the sha256 of its footer.
+
+    The footer is what says where each value lies; it is compared whenever the file is opened. Pages carry checksums of
+    their own. Shards of version "1" have no `footer`.
+    """
 
     sha256: Digest
     bytes: Count
     rows: Count | None = None
+    footer: Digest | None = None
 
 
 class VectorSpec(_Strict):
@@ -105,14 +126,40 @@ class VectorSpec(_Strict):
 
     column: str
     shape: Shape
-    codec: Literal["float16"] = "float16"
+    codec: CodecSpec
 
 
 class ChunkEntry(_Strict):
-    """A chunk that is done: a digest of the ids it added, and its rows per table."""
+    """A chunk that is done: a digest of the ids it added, its rows per table, and the shards they lie in.
+
+    A table that it adds no row to has no shard. A compacted shard holds the rows of several chunks, and a merged
+    catalog is one chunk with several shards.
+    """
 
     digest: Id
-    rows: dict[Literal["directions", "images", "regions"], Count]
+    rows: dict[Table, Count]
+    shards: dict[Table, tuple[RelativePath, ...]]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChunkEntry:
+        if set(self.shards) != {table for table, count in self.rows.items() if count}:
+            raise ValueError("shards for exactly the tables that have rows")
+        for table, paths in self.shards.items():
+            if not paths or sorted(set(paths)) != list(paths):
+                raise ValueError(f"shards of {table} in order, each once")
+            if not all(path.startswith(f"{table}/") for path in paths):
+                raise ValueError(f"shards of {table} in the folder {table}")
+        return self
+
+    def moved(self, places: Mapping[str, str]) -> ChunkEntry:
+        """The same chunk with its rows in other shards, by former path."""
+        shards = {t: tuple(sorted({places.get(p, p) for p in paths})) for t, paths in self.shards.items()}
+        return self.model_copy(update={"shards": shards})
+
+    @property
+    def paths(self) -> set[str]:
+        """All its shards."""
+        return {path for paths in self.shards.values() for path in paths}
 
 
 class FailedImage(_Strict):
@@ -128,22 +175,29 @@ class FailedImage(_Strict):
     repaired_as: Id | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
-class SketchSpec(_Strict):
-    """How search vectors are made from stored ones; see format.md."""
-
-    kind: Literal["identity", "srht"]
-    dimension: Annotated[int, Field(ge=1, le=65536)]
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
-
-
 class IndexEntry(_Strict):
-    """One search index, and the state of the directions it was built for."""
+    """One search index: its type, the quantiser that all its codes share, and the codes of every shard.
 
-    faiss: IndexPath
-    ids: IndexPath
+    It belongs to a version of the catalog where `codes` covers that version's shards; see `covers`.
+    """
+
+    spec: IndexSpec
+    quantiser: IndexPath | None = None
+    codes: dict[RelativePath, IndexPath]
+    rows: Count
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of everything the index consists of."""
+        return [*([self.quantiser] if self.quantiser is not None else []), *self.codes.values()]
+
+
+class ConceptsEntry(_Strict):
+    """The concepts that were made of the directions, and of which directions."""
+
+    path: ConceptsPath
     rows: Count
     directions_fingerprint: Id
-    sketch: SketchSpec
 
 
 class PackInfo(_Strict):
@@ -157,35 +211,55 @@ class Manifest(_Strict):
     """See format.md for every key."""
 
     format: Literal["rhumb-catalog"] = "rhumb-catalog"
-    format_version: Literal["1"] = "1"
+    format_version: Literal["2"] = "2"
     required_features: tuple[str, ...] = ()
+    writer_features: tuple[str, ...] = ()
     version: Count = 0
     provenance: Provenance
     vectors: dict[Literal["x", "h"], VectorSpec]
-    schemas: dict[Literal["directions", "images", "regions"], dict[str, str]]
+    schemas: dict[Table, dict[str, str]]
     files: dict[RelativePath, FileEntry] = {}
     chunks: dict[ChunkId, ChunkEntry] = {}
     failed_images: dict[Id, FailedImage] = {}
     pictures: dict[str, RelativePath] = {}
     indexes: dict[Literal["x", "h", "effect"], IndexEntry] = {}
+    concepts: ConceptsEntry | None = None
+    retired: tuple[RelativePath, ...] = ()
     pack: PackInfo | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        if fresh(self.provenance, vectors_only=True) != (self.vectors, self.schemas):
-            raise ValueError("vectors and schemas do not follow from provenance.spaces")
-        named = {CARD, *self.pictures.values()}
-        named |= {path for entry in self.indexes.values() for path in (entry.faiss, entry.ids)}
-        named |= {shard(table, chunk) for table in TABLES for chunk in self.chunks}
+        if self.vectors.keys() != self.provenance.spaces.keys():
+            raise ValueError("vectors and provenance.spaces name different spaces")
+        layout = self.layout
+        if self.vectors != _vectors(self.provenance, layout.codecs):
+            raise ValueError("vectors do not follow from provenance.spaces")
+        if self.schemas != {table: describe(table_schema(table, layout)) for table in TABLES}:
+            raise ValueError("schemas do not follow from vectors")
+        if missing := sorted(set(_features(layout.codecs)) - set(self.required_features)):
+            raise ValueError(f"required_features leaves out {missing[0]}")
+        named = {CARD, *self.pictures.values(), *self.retired}
+        named |= {path for entry in self.indexes.values() for path in entry.files}
+        named |= {self.concepts.path} if self.concepts is not None else set()
+        named |= {path for chunk in self.chunks.values() for path in chunk.paths}
         begun = self.files or len(named) > 1
         if begun and named != set(self.files):
             odd = sorted(named ^ set(self.files))[0]
-            raise ValueError(f"files and their owners (chunks, indexes, pictures) disagree about {odd}")
+            raise ValueError(f"files and their owners (chunks, indexes, concepts, pictures) disagree about {odd}")
         for table in TABLES:
-            for chunk, entry in self.chunks.items():
-                if self.files[shard(table, chunk)].rows != entry.rows.get(table):  # type: ignore[call-overload]
-                    raise ValueError(f"rows of {shard(table, chunk)} differ from those of its chunk")
+            for path in self.shards(table):
+                if (self.files[path].rows or 0) * ID_BYTES > self.files[path].bytes:
+                    raise ValueError(f"{path}: {self.files[path].rows} rows, whose ids alone take more than its bytes")
+            told = sum(chunk.rows.get(table, 0) for chunk in self.chunks.values())  # type: ignore[call-overload]
+            if begun and told != self.rows(table):
+                raise ValueError(f"{told} rows of {table} in the chunks, {self.rows(table)} in their files")
         return self
+
+    @property
+    def layout(self) -> Layout:
+        """What decides the schemas of the tables."""
+        codecs = {str(space): spec.codec for space, spec in self.vectors.items()}
+        return Layout(self.provenance.shapes, self.provenance.effect_shape, codecs)
 
     def rows(self, table: str) -> int:
         """Rows of a table over all shards."""
@@ -193,7 +267,7 @@ class Manifest(_Strict):
 
     def shards(self, table: str) -> list[str]:
         """Paths of a table's shards, sorted."""
-        return sorted(shard(table, chunk) for chunk in self.chunks)
+        return sorted(path for path in self.files if path.startswith(f"{table}/") and path not in self.retired)
 
     @property
     def failures(self) -> dict[str, FailedImage]:
@@ -202,22 +276,35 @@ class Manifest(_Strict):
 
     @property
     def directions_fingerprint(self) -> str:
-        """Content id of all direction shards, whatever the order they were committed in."""
-        return content_id("directions", sorted(self.files[path].sha256 for path in self.shards("directions")))
+        """Content id of all chunks: of which directions there are, whatever the order of commits and the shards."""
+        return content_id("directions", sorted(chunk.digest for chunk in self.chunks.values()))
 
 
-def shard(table: str, chunk_id: str) -> str:
-    """Path of one chunk's shard."""
-    return f"{table}/{chunk_id}.parquet"
+def _vectors(provenance: Provenance, codecs: Mapping[str, CodecSpec]) -> dict[str, VectorSpec]:
+    return {
+        space: VectorSpec(column=vector_column(space), shape=shape, codec=codecs[space])
+        for space, shape in provenance.shapes.items()
+        if space in codecs
+    }
 
 
-def fresh(provenance: Provenance, vectors_only: bool = False) -> Any:
-    """The manifest of an empty catalog, or only its (vectors, schemas)."""
-    vectors = {s: VectorSpec(column=vector_column(s), shape=shape) for s, shape in provenance.spaces.items()}
-    schemas = {t: describe(table_schema(t, provenance.shapes, provenance.effect_shape)) for t in TABLES}
-    if vectors_only:
-        return vectors, schemas
-    return Manifest.model_validate({"provenance": provenance, "vectors": vectors, "schemas": schemas})
+def _features(codecs: Mapping[str, CodecSpec]) -> list[str]:
+    """What readers must know to decode the vectors."""
+    return sorted({f"codec-{codec.kind}" for codec in codecs.values() if codec.kind != "float16"})
+
+
+def fresh(provenance: Provenance, codecs: Mapping[str, CodecSpec] | None = None) -> Manifest:
+    """The manifest of an empty catalog whose vectors are stored by `codecs`, by space; the default ones where None."""
+    chosen = {space: default_codec(space, shape) for space, shape in provenance.shapes.items()} | dict(codecs or {})
+    layout = Layout(provenance.shapes, provenance.effect_shape, chosen)
+    return Manifest.model_validate(
+        {
+            "required_features": tuple(_features(chosen)),
+            "provenance": provenance,
+            "vectors": _vectors(provenance, chosen),
+            "schemas": {table: describe(table_schema(table, layout)) for table in TABLES},
+        }
+    )
 
 
 def _canonical(value: dict[str, Any]) -> bytes:
@@ -244,32 +331,45 @@ def parse(data: bytes, name: str = MANIFEST) -> Manifest:
         raise CatalogError(name, f"no readable JSON ({str(error)[:120]})", "a catalog manifest") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise CatalogError(name, "a file of another kind", f'a manifest with format "{FORMAT}"')
-    if value.get("format_version") != FORMAT_VERSION:
-        found = repr(value.get("format_version"))[:60]
-        raise CatalogError(f"{name}: format_version", found, f'"{FORMAT_VERSION}"', "Use the release that wrote it")
-    features = value.get("required_features")
-    for feature in features if isinstance(features, list) else []:
-        if feature not in KNOWN_FEATURES:
-            raise CatalogError(
-                f"{name}: required_features", repr(feature)[:80], "features known here (none)",
-                "Use a newer release to read this catalog",
-            )  # fmt: skip
+    version = value.get("format_version")
+    if version not in READABLE:
+        found = repr(version)[:60]
+        raise CatalogError(f"{name}: format_version", found, " or ".join(READABLE), "Use the release that wrote it")
+    _check_features(name, value.get("required_features"), KNOWN_FEATURES, "required_features", "read")
     checksum = value.pop("checksum", None)
     try:
         bare = _canonical(value)
+        whole = _canonical({**value, "checksum": checksum})
     except (ValueError, RecursionError) as error:
         raise CatalogError(name, f"no canonical JSON ({str(error)[:120]})", "the form of format.md") from error
     if checksum != hashlib.sha256(bare).hexdigest():
         raise CatalogError(f"{name}: checksum", "a manifest changed after it was written", "the bytes as committed")
+    if whole != data:
+        raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")
     try:
-        manifest = Manifest.model_validate(value)
+        manifest = Manifest.model_validate(upgraded(value) if version == "1" else value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise CatalogError(f"{name}: {place}"[:300], repr(first["input"])[:120], first["msg"][:300]) from error
-    if dump(manifest) != data:  # another form of the same JSON, or values that validation had to convert
+    if version == FORMAT_VERSION and dump(manifest) != data:  # values that validation had to convert
         raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")
     return manifest
+
+
+def _check_features(name: str, features: Any, known: frozenset[str], field: str, what: str) -> None:
+    """Raise CatalogError naming the first feature that is not known here."""
+    for feature in features if isinstance(features, list | tuple) else []:
+        if feature not in known:
+            raise CatalogError(
+                f"{name}: {field}", repr(feature)[:80], f"features known here ({', '.join(sorted(known)) or 'none'})",
+                f"Use a newer release to {what} this catalog",
+            )  # fmt: skip
+
+
+def check_writable(manifest: Manifest, name: str = MANIFEST) -> None:
+    """Raise CatalogError where the catalog asks more of a writer than is known here."""
+    _check_features(name, manifest.writer_features, KNOWN_WRITER_FEATURES, "writer_features", "write to")
 
 
 def load(folder: Path) -> Manifest:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from catalog.manifest import Provenance
 from catalog.pictures import decode_png, effect_picture, encode_png
 from catalog.records import DirectionRecord, ImageRecord, RegionRecord
-from catalog.schema import table_schema, vector_column
+from catalog.schema import TABLES, Layout, table_schema, vector_column
 from pipeline.errors import CatalogError
 
 NORM_TOLERANCE = 1e-3
+SORTED: tuple[str, ...] = ("space", "region", "kind", "image_id", "rank")
+"""Order of the rows of a directions shard: what is asked for together lies together."""
 KINDS: tuple[str, ...] = ("singular", "local", "joint", "individual")
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -57,19 +58,17 @@ def _measured(value: float | None, field: str) -> float | None:
     return None if value is None or math.isnan(value) else _number(value, field)
 
 
-def unit_float16(array: np.ndarray, shape: tuple[int, ...], field: str) -> np.ndarray:
-    """`array` (shape) flattened to float16. Raises CatalogError: wrong shape, not finite, norm off by over 1e-3."""
+def _unit(array: np.ndarray, shape: tuple[int, ...], field: str) -> np.ndarray:
+    """`array` (shape) flattened to float64. Raises CatalogError: wrong shape, not finite, norm off by over 1e-3."""
     if tuple(array.shape) != shape:
         raise CatalogError(field, f"shape {tuple(array.shape)}", f"{shape}")
     flat = np.asarray(array, dtype=np.float64).ravel()
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = flat.astype(np.float16)
-    if not (np.isfinite(flat).all() and np.isfinite(rounded).all()):
-        raise CatalogError(field, "NaN, infinity, or a value beyond float16", "finite values of a unit vector")
-    for norm in (np.linalg.norm(flat), np.linalg.norm(rounded.astype(np.float64))):
-        if abs(norm - 1.0) > NORM_TOLERANCE:
-            raise CatalogError(field, f"norm {norm:.6g}", f"unit norm within {NORM_TOLERANCE:g}")
-    return rounded
+    if not np.isfinite(flat).all():
+        raise CatalogError(field, "NaN or infinity", "finite values of a unit vector")
+    norm = np.linalg.norm(flat)
+    if abs(norm - 1.0) > NORM_TOLERANCE:
+        raise CatalogError(field, f"norm {norm:.6g}", f"unit norm within {NORM_TOLERANCE:g}")
+    return flat
 
 
 def _picture(array: np.ndarray, field: str) -> dict[str, Any]:
@@ -151,11 +150,11 @@ def _direction_row(record: DirectionRecord, region_id: str | None, frame: Frame)
     if record.model != frame.model:
         raise CatalogError(f"{at}: model", record.model, f"the catalog's {frame.model}")
     check_evidence(row, at)
-    row["effect_vector"] = unit_float16(record.effect, frame.effect_shape, f"{at}: effect")
+    row["effect_vector"] = _unit(record.effect, frame.effect_shape, f"{at}: effect").astype(np.float16)
     row["effect"] = _picture(effect_picture(record.effect), f"{at}: effect")
     row["preview"] = _picture(record.preview, f"{at}: preview")
-    vector = unit_float16(record.vector, frame.spaces[record.space], f"{at}: vector")
-    return {**row, vector_column(record.space): vector}
+    row["vector"] = _unit(record.vector, frame.spaces[record.space], f"{at}: vector").astype(np.float32)
+    return row
 
 
 def _image_row(record: ImageRecord, frame: Frame) -> dict[str, Any]:
@@ -197,19 +196,39 @@ def _region_row(record: RegionRecord) -> dict[str, Any]:
 def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
     if not pa.types.is_fixed_size_list(field.type):
         return pa.array([row[field.name] for row in rows], type=field.type)
-    size, dtype = field.type.list_size, field.type.value_type.to_pandas_dtype()
-    missing = np.array([row.get(field.name) is None for row in rows], dtype=bool)
-    values = np.zeros((len(rows), size), dtype=dtype)
-    for i, row in enumerate(rows):
-        if not missing[i]:
-            values[i] = row[field.name]
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(values.ravel()), type=field.type, mask=pa.array(missing) if missing.any() else None
-    )
+    values = np.stack([row[field.name] for row in rows]) if rows else np.zeros((0, field.type.list_size))
+    return _scattered(values, np.ones(len(rows), dtype=bool), field)
 
 
-def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_arrays([_column(rows, field) for field in schema], schema=schema)
+def _scattered(values: np.ndarray, present: np.ndarray, field: pa.Field) -> pa.Array:
+    """A column with `values` in the rows that are `present` (n,) and null in the others."""
+    missing = None if present.all() else ~present
+    if not pa.types.is_fixed_size_list(field.type):
+        spread = np.full(len(present), None, dtype=object)
+        spread[present] = values
+        return pa.array(spread, type=field.type, mask=missing)
+    wide = np.zeros((len(present), field.type.list_size), dtype=field.type.value_type.to_pandas_dtype())
+    wide[present] = values
+    mask = None if missing is None else pa.array(missing)
+    return pa.FixedSizeListArray.from_arrays(pa.array(wide.ravel()), type=field.type, mask=mask)
+
+
+def _vector_columns(rows: list[dict[str, Any]], layout: Layout) -> dict[str, pa.Array]:
+    """The columns of all spaces, each null in the rows of the others."""
+    columns: dict[str, pa.Array] = {}
+    for space, codec in layout.stored.items():
+        present = np.array([row["space"] == space for row in rows], dtype=bool)
+        fields = layout.vector_fields(space)
+        own = [row["vector"] for row in rows if row["space"] == space]
+        size = int(np.prod(layout.spaces[space]))
+        encoded = codec.encode(np.stack(own) if own else np.zeros((0, size), np.float32), vector_column(space))
+        columns |= {field.name: _scattered(encoded[field.name], present, field) for field in fields}
+    return columns
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema, ready: Mapping[str, pa.Array]) -> pa.Table:
+    columns = [ready[field.name] if field.name in ready else _column(rows, field) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def check_records(
@@ -227,31 +246,84 @@ def to_tables(
     directions: list[tuple[DirectionRecord, str | None]],
     images: list[ImageRecord],
     regions: list[RegionRecord],
-    provenance: Provenance,
+    model: str,
+    layout: Layout,
 ) -> dict[str, pa.Table]:
-    """The three shards of a chunk. `directions` pairs each record with the id of its region.
+    """The shards of a chunk, rows in the order of `SORTED`. `directions` pairs each record with the id of its region.
 
     Raises CatalogError naming the record and field that breaks a rule of format.md.
     """
-    frame = Frame(provenance.model["fingerprint"], provenance.shapes, provenance.effect_shape)
+    frame = Frame(model, layout.spaces, layout.effect_shape)
     rows = {
         "directions": [_direction_row(record, region, frame) for record, region in directions],
         "images": [_image_row(record, frame) for record in images],
         "regions": [_region_row(record) for record in regions],
     }
-    rows["directions"].sort(key=lambda row: row["space"])
-    return {t: _table(rows[t], table_schema(t, provenance.shapes, provenance.effect_shape)) for t in rows}
+    rows["directions"].sort(key=lambda row: tuple(row[name] for name in SORTED))
+    ready = {"directions": _vector_columns(rows["directions"], layout)}
+    return {table: _table(rows[table], table_schema(table, layout), ready.get(table, {})) for table in TABLES}
 
 
-def vectors_of(column: pa.ChunkedArray, field: str) -> np.ndarray:
-    """(n, D) array of a fixed-size list column without nulls, in its stored dtype. Raises CatalogError."""
+def values_of(column: pa.ChunkedArray, field: str) -> np.ndarray:
+    """The numbers of a column without nulls, in their stored dtype: (n, D) of fixed-size lists, else (n,).
+
+    Raises CatalogError for a null.
+    """
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # a column without chunks stays chunked
         array = pa.array([], type=column.type) if column.num_chunks == 0 else array.chunk(0)
     if array.null_count:
         raise CatalogError(field, f"{array.null_count} empty vectors", "a vector in every row of its space")
+    if not pa.types.is_fixed_size_list(column.type):
+        return np.asarray(array.to_numpy(zero_copy_only=False))
     values = array.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values).reshape(len(array), column.type.list_size)
+
+
+def decoded(rows: pa.Table, layout: Layout, space: str, name: str) -> np.ndarray:
+    """(n, D) float32 vectors of rows of one space, unit norm within 1e-3. `name` is the file's, for errors.
+
+    Raises CatalogError for a vector that is missing or that no writer would have stored.
+    """
+    fields = layout.vector_fields(space)
+    columns = {field.name: values_of(rows.column(field.name), f"{name}: {field.name}") for field in fields}
+    try:
+        vectors = layout.stored[space].decode(columns)
+    except CatalogError as error:
+        raise CatalogError(f"{name}: {error.field}", error.found, error.expected, error.action) from error
+    return _of_unit_norm(vectors, f"{name}: {fields[0].name}")
+
+
+def recoded(rows: pa.Table, former: Layout, layout: Layout, name: str) -> pa.Table:
+    """Rows of directions with their vectors stored as `layout` says; as they are where both say the same."""
+    if former == layout:
+        return rows
+    spaces = rows.column("space").to_pylist()
+    plain: list[dict[str, Any]] = [{"space": space} for space in spaces]
+    for space in layout.spaces:
+        own = [i for i, one in enumerate(spaces) if one == space]
+        for i, vector in zip(own, decoded(rows.take(own), former, space, name), strict=True):
+            plain[i]["vector"] = vector
+    ready = _vector_columns(plain, layout)
+    schema = table_schema("directions", layout)
+    columns = [ready[field.name] if field.name in ready else rows.column(field.name) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def effects_of(rows: pa.Table, name: str) -> np.ndarray:
+    """(n, D) float32 effects, unit norm within 1e-3. Raises CatalogError as `decoded` does."""
+    field = f"{name}: effect_vector"
+    return _of_unit_norm(values_of(rows.column("effect_vector"), field).astype(np.float32), field)
+
+
+def _of_unit_norm(vectors: np.ndarray, field: str) -> np.ndarray:
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
+    if len(wrong):
+        raise CatalogError(
+            field, f"norm {norms[wrong[0]]:.6g}", "1: a whole vector", "Run `rhumb verify` and pull or mine it again"
+        )
+    return vectors
 
 
 def to_direction(row: Mapping[str, Any], vector: np.ndarray, effect: np.ndarray, name: str) -> DirectionRecord:

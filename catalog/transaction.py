@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -10,11 +11,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 from catalog import manifest as manifests
-from catalog.fs import LOCK, MANIFEST, STAGING, check_relative, flush_folder, inside, sha256_of, write_flushed
+from catalog.fs import (
+    LOCK,
+    MANIFEST,
+    STAGING,
+    VERSIONS,
+    check_relative,
+    flush_folder,
+    footer_sha256,
+    inside,
+    sha256_of,
+    write_flushed,
+)
 from catalog.manifest import FileEntry, Manifest
 from pipeline.errors import CatalogError, ConflictError
 
 _INTENT = "intent.json"
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+_KEPT = 8  # claims of former versions; a writer that stands further back is told by the version it reads
 
 
 class Lock:
@@ -61,15 +75,48 @@ def unborn(root: Path) -> bool:
     """Whether `root` holds nothing but what an interrupted first commit may have left."""
     if (root / STAGING).is_symlink() or (root / MANIFEST).exists():
         return False
-    own = {LOCK, STAGING, *(name.split("/")[0] for name in _intended(root))}
+    own = {LOCK, STAGING, VERSIONS, *(name.split("/")[0] for name in _intended(root))}
     return all(entry.name in own for entry in root.iterdir())
 
 
-def recover(root: Path) -> Manifest | None:
-    """Delete what an interrupted commit left and return the manifest that stands (None: there is none yet).
+def _claim(root: Path, version: int) -> Path:
+    return root / VERSIONS / f"{version}.json"
 
-    Only files named in the intent that the manifest does not list are deleted, and the staging folder.
+
+def _finish_claimed(root: Path) -> None:
+    """Put the manifest of the next version in place where a commit died between claiming it and doing so."""
+    if (root / VERSIONS).is_symlink():
+        raise CatalogError(str(root / VERSIONS), "a symbolic link", "a plain folder")
+    number = manifests.load(root).version if (root / MANIFEST).exists() else 0
+    claim = _claim(root, number + 1)
+    if not claim.is_file():
+        return
+    try:
+        whole = manifests.parse(claim.read_bytes(), str(claim)).version == number + 1
+    except CatalogError:
+        whole = False
+    if not whole:  # torn: its writer died before it could have gone on
+        claim.unlink()
+        return
+    draft = root / STAGING / "claimed.tmp"
+    draft.parent.mkdir(exist_ok=True)
+    draft.unlink(missing_ok=True)
+    try:  # nothing is flushed: until the next commit, the claim would finish this again
+        os.link(claim, draft)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        draft.write_bytes(claim.read_bytes())
+    draft.replace(root / MANIFEST)
+
+
+def recover(root: Path) -> Manifest | None:
+    """Finish a commit that was claimed, delete what another interrupted one left, and return the manifest that stands
+    (None: there is none yet).
+
+    Only files named in the intent that the manifest does not list are deleted, the staging folder, and old claims.
     """
+    _finish_claimed(root)
     current = manifests.load(root) if (root / MANIFEST).exists() else None
     listed = set(current.files) if current else set()
     for name in _intended(root):
@@ -83,6 +130,10 @@ def recover(root: Path) -> Manifest | None:
         for entry in sorted(staging.iterdir(), key=lambda e: e.name == _INTENT):
             entry.unlink()
         staging.rmdir()
+    if current is not None and (root / VERSIONS).is_dir():
+        for claim in (root / VERSIONS).iterdir():
+            if not claim.stem.isdecimal() or int(claim.stem) <= current.version - _KEPT:
+                claim.unlink()
     return current
 
 
@@ -108,18 +159,24 @@ class Transaction:
             os.fsync(stream.fileno())
         digest = sha256_of(temporary)
         final = check_relative(name.format(digest=digest[:16]))
+        footer = footer_sha256(temporary) if rows is not None else None
         self._staged[final] = temporary
-        self.entries[final] = FileEntry(sha256=digest, bytes=temporary.stat().st_size, rows=rows)
+        self.entries[final] = FileEntry(sha256=digest, bytes=temporary.stat().st_size, rows=rows, footer=footer)
         return final, temporary
 
     def commit(self, new: Manifest, old: Manifest | None, obsolete: Iterable[str] = ()) -> None:
-        """Put the staged files in place and replace the manifest. Raises ConflictError for a file in the way."""
+        """Put the staged files in place, claim the version, and replace the manifest.
+
+        Raises ConflictError: a file is in the way, or another writer has committed since `old` was read. What it
+        committed stands; nothing of this commit is left.
+        """
         listed = set(old.files) if old else set()
         names = [name for name in self._staged if name not in listed]
         gone = sorted(set(obsolete) - set(new.files))
         for name in names:
             if inside(self.root, name).exists():
                 raise ConflictError(str(self.root / name), "a file the catalog does not know", "no such file")
+        self._refuse_overtaken(old)
         draft = self._folder / "intent.tmp"
         write_flushed(draft, json.dumps(sorted([*names, *gone])).encode())
         draft.replace(self._folder / _INTENT)
@@ -132,6 +189,46 @@ class Transaction:
             flush_folder(folder)
         draft = self._folder / "manifest.tmp"
         write_flushed(draft, manifests.dump(new))
+        self._claim(new.version, draft)
         draft.replace(self.root / MANIFEST)
         flush_folder(self.root)
         recover(self.root)
+
+    def _refuse_overtaken(self, old: Manifest | None) -> None:
+        """Raise ConflictError unless the manifest that stands is still `old`."""
+        path = self.root / MANIFEST
+        now = json.loads(path.read_bytes()).get("version") if path.exists() else None
+        if now != (old.version if old is not None else None):
+            raise _overtaken(self.root, now)
+
+    def _claim(self, version: int, manifest: Path) -> None:
+        """Put the new manifest under its version's name if no other has it: of two writers, one gets this far."""
+        folder = self.root / VERSIONS
+        folder.mkdir(exist_ok=True)
+        try:
+            os.link(manifest, _claim(self.root, version))
+        except FileExistsError as error:
+            raise _overtaken(self.root, version) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _create(_claim(self.root, version), manifest.read_bytes())
+        flush_folder(folder)
+
+
+def _create(path: Path, data: bytes) -> None:
+    """A new file, on a file system without hard links. Raises ConflictError where it exists."""
+    try:
+        with path.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except FileExistsError as error:
+        raise _overtaken(path.parent.parent, path.stem) from error
+
+
+def _overtaken(root: Path, version: object) -> ConflictError:
+    return ConflictError(
+        str(root), f"version {version}, which another writer committed", "the version this one began from",
+        "Run the same command again: it goes on from there, and nothing that was committed is lost",
+    )  # fmt: skip

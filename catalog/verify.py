@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from catalog import manifest as manifests
-from catalog.fs import LOCK, MANIFEST, STAGING, inside, sha256_of
-from catalog.index import IDS_SCHEMA, DirectionIndex, faiss_id, indexed_ids, search_vectors
+from catalog.concepts import read_concepts, stored_table
+from catalog.fs import LOCK, MANIFEST, PRIVATE, footer_sha256, inside, sha256_of
+from catalog.index import DirectionIndex, check_codes
 from catalog.manifest import Manifest
 from catalog.pictures import decode_png
-from catalog.reader import Catalog
-from catalog.schema import TABLES, table_schema, vector_column
-from catalog.tables import NORM_TOLERANCE, check_evidence, check_id, vectors_of
+from catalog.reader import Catalog, open_shard
+from catalog.schema import KEYS, TABLES, light_columns, table_schema
+from catalog.tables import check_evidence, check_id, decoded, effects_of, values_of
 from pipeline.errors import RhumbError
 
 _PICTURES = {"directions": ("effect", "preview"), "images": ("image",), "regions": ("mask",)}
-_KEYS = {"directions": "direction_id", "images": "image_id", "regions": "region_id"}
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ def verify(folder: str | Path) -> VerifyReport:
         return VerifyReport(str(root), 0, 0, 0, {}, (Problem(MANIFEST, str(error)),))
     problems = list(_check_files(root, manifest))
     if not problems:
-        problems += check_tables(root, manifest)
-    if not problems:
-        problems += _check_indexes(root, manifest)
+        problems += check_content(root, manifest)
     rows = {table: manifest.rows(table) for table in TABLES}
     size = sum(entry.bytes for entry in manifest.files.values())
     return VerifyReport(str(root), manifest.version, len(manifest.files), size, rows, tuple(problems))
 
 
-def check_tables(root: Path, manifest: Manifest) -> list[Problem]:
-    """Problems of the rows that `manifest` lists in folder `root`: schemas, ids, joins, norms, evidence, pictures."""
-    return _Tables(root, manifest).check()
+def check_content(root: Path, manifest: Manifest) -> list[Problem]:
+    """Problems of what `manifest` lists in folder `root`: schemas, ids, joins, norms, evidence, pictures; and, where
+    there are none of these, of the search indexes and concepts.
+    """
+    return _Tables(root, manifest).check() or [*_check_indexes(root, manifest), *_check_concepts(root, manifest)]
 
 
 def _check_files(root: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -93,8 +93,10 @@ def _check_files(root: Path, manifest: Manifest) -> Iterator[Problem]:
             yield Problem(name, f"{path.stat().st_size} bytes instead of {entry.bytes}: truncated or overwritten")
         elif sha256_of(path) != entry.sha256:
             yield Problem(name, "bytes changed: its sha256 is not the recorded one")
+        elif entry.footer is not None and footer_sha256(path) != entry.footer:
+            yield Problem(name, "its footer is not the recorded one")
     for base, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not (Path(base) == root and f == STAGING))
+        folders[:] = sorted(f for f in folders if not (Path(base) == root and f in PRIVATE))
         for name in sorted(names + [f for f in folders if (Path(base) / f).is_symlink()]):
             relative = (Path(base) / name).relative_to(root).as_posix()
             if relative not in manifest.files and relative not in (MANIFEST, LOCK):
@@ -105,7 +107,7 @@ class _Tables:
     """Rows of all shards, checked one by one and against each other."""
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
-        self.root, self.manifest = root, manifest
+        self.root, self.manifest, self.layout = root, manifest, manifest.layout
         self.home: dict[str, dict[str, str]] = {table: {} for table in TABLES}  # id -> shard
         self.masks: dict[str, tuple[str, str]] = {}  # region id -> (image id, region)
         self.joins: list[tuple[str, dict[str, Any]]] = []
@@ -125,32 +127,33 @@ class _Tables:
         return self.problems
 
     def _check_shard(self, table: str, path: str) -> None:
-        provenance = self.manifest.provenance
-        schema = table_schema(table, provenance.shapes, provenance.effect_shape)
-        with pq.ParquetFile(inside(self.root, path), page_checksum_verification=True) as file:
+        schema = table_schema(table, self.layout)
+        with open_shard(inside(self.root, path), self.manifest.files[path]) as file:
             if not file.schema_arrow.equals(schema, check_metadata=True):
                 self.problems.append(Problem(path, "columns or types differ from the schema"))
                 return
-            if file.metadata.num_rows != self.manifest.files[path].rows:
-                self.problems.append(Problem(path, f"{file.metadata.num_rows} rows, not those of the manifest"))
-            for group in range(file.metadata.num_row_groups):
+            groups = file.metadata.num_row_groups
+            sizes = [file.metadata.row_group(group).num_rows for group in range(groups)]
+            if any(size != sizes[0] for size in sizes[:-1]) or (sizes and not 0 < sizes[-1] <= sizes[0]):
+                self.problems.append(Problem(path, "row groups of several sizes"))
+                return
+            for group in range(groups):
                 self._check_rows(table, path, file.read_row_group(group))
 
     def _check_rows(self, table: str, path: str, rows: pa.Table) -> None:
-        fixed = [f.name for f in rows.schema if pa.types.is_fixed_size_list(f.type)]
-        for row in rows.drop_columns(fixed).to_pylist():
-            key = row[_KEYS[table]]
-            self._try(path, lambda key=key: check_id(key, _KEYS[table]))
+        for row in rows.select([*light_columns(rows.schema), *_PICTURES[table]]).to_pylist():
+            key = row[KEYS[table]]
+            self._try(path, lambda key=key: check_id(key, KEYS[table]))
             former = self.home[table].setdefault(key, path)
             if former != path or (table, key) in self._seen:
-                self.problems.append(Problem(path, f"{_KEYS[table]} {key} is also in {former}"))
+                self.problems.append(Problem(path, f"{KEYS[table]} {key} is also in {former}"))
             self._seen.add((table, key))
             for column in _PICTURES[table]:
                 self._try(path, lambda row=row, c=column: decode_png((row[c] or {}).get("bytes") or b"", c))
             self._note(table, path, row)
         if table == "directions":
             self._check_vectors(path, rows)
-        elif table == "images" and not np.isfinite(vectors_of(rows.column("latent"), "latent")).all():
+        elif table == "images" and not np.isfinite(values_of(rows.column("latent"), "latent")).all():
             self.problems.append(Problem(path, "latent: NaN or infinity"))
 
     def _try(self, path: str, check: Any) -> None:
@@ -169,22 +172,28 @@ class _Tables:
             self.joins.append((path, {"id": row["direction_id"], **join}))
 
     def _check_vectors(self, path: str, rows: pa.Table) -> None:
-        columns = {"effect_vector": rows}
-        for space in self.manifest.provenance.spaces:
-            name = vector_column(space)
-            own = pc.equal(rows.column("space"), space)
-            columns[name] = rows.filter(own)
-            if columns[name].num_rows != rows.num_rows - rows.column(name).null_count:
-                self.problems.append(Problem(path, f"{name}: not exactly in the rows of space {space}"))
-                return
-        if not set(rows.column("space").to_pylist()) <= set(self.manifest.provenance.spaces):
+        if not set(rows.column("space").to_pylist()) <= set(self.layout.spaces):
             self.problems.append(Problem(path, "space: a name the manifest does not know"))
-        for name, part in columns.items():
-            values = vectors_of(part.column(name), name).astype(np.float64)
-            norms = np.linalg.norm(values, axis=1)
-            for i in np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE)).tolist():
-                key = part.column("direction_id")[i].as_py()
-                self.problems.append(Problem(path, f"direction {key}: {name} has norm {norms[i]:.6g}, not 1"))
+        self._check_unit(path, rows, lambda part: effects_of(part, "effect"))
+        for space in self.layout.spaces:
+            own = rows.filter(pc.equal(rows.column("space"), space))
+            for field in self.layout.vector_fields(space):
+                if own.num_rows != rows.num_rows - rows.column(field.name).null_count:
+                    self.problems.append(Problem(path, f"{field.name}: not exactly in the rows of space {space}"))
+                    return
+            self._check_unit(path, own, partial(decoded, layout=self.layout, space=space, name="vector"))
+
+    def _check_unit(self, path: str, rows: pa.Table, read: Callable[[pa.Table], np.ndarray]) -> None:
+        """Note the rows whose vectors cannot be read, one by one where not all together can."""
+        try:
+            read(rows)
+        except RhumbError:
+            for i in range(rows.num_rows):
+                key = rows.column("direction_id")[i].as_py()
+                try:
+                    read(rows.slice(i, 1))
+                except RhumbError as error:
+                    self.problems.append(Problem(path, f"direction {key}: {error}"))
 
     def _check_joins(self, path: str, row: Mapping[str, Any]) -> None:
         def note(text: str) -> None:
@@ -208,19 +217,35 @@ class _Tables:
 def _check_indexes(root: Path, manifest: Manifest) -> Iterator[Problem]:
     with Catalog(root, manifest) as catalog:
         for name, entry in sorted(manifest.indexes.items()):
-            ids = indexed_ids(catalog, name)
             try:
-                index = DirectionIndex(catalog, name)
-                wanted = search_vectors(catalog, name, ids, entry.sketch)
-                if not np.allclose(index.vectors, wanted, atol=1e-4):
-                    yield Problem(entry.faiss, "search vectors are not those of the stored directions")
+                DirectionIndex(catalog, name)
+                yield from (Problem(file, what) for file, what in check_codes(catalog, name))
             except RhumbError as error:
-                yield Problem(entry.faiss, str(error))
-                continue
+                named = [path for path in entry.files if path in str(error)]
+                yield Problem((named or sorted(entry.files))[0], str(error))
+
+
+def _check_concepts(root: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Problems of the concepts, which may be those of a former version: their rows, and what they refer to."""
+    if manifest.concepts is None:
+        return
+    path = manifest.concepts.path
+    with Catalog(root, manifest) as catalog:
+        try:
+            concepts = read_concepts(stored_table(catalog), catalog.layout.spaces, catalog.layout.effect_shape, path)
+        except RhumbError as error:
+            yield Problem(path, str(error))
+            return
+        for concept in concepts:
+            at = f"concept {concept.concept_id}"
+            for member in concept.members:
+                if not catalog.holds(member):
+                    yield Problem(path, f"{at}: member {member} is not in the catalog")
+            if not catalog.holds(concept.image_id, "images"):
+                yield Problem(path, f"{at}: image {concept.image_id} is not in the catalog")
+            if concept.region_id is not None and not catalog.holds(concept.region_id, "regions"):
+                yield Problem(path, f"{at}: region {concept.region_id} is not in the catalog")
             try:
-                listed = pq.read_table(inside(root, entry.ids), partitioning=None)
-                expected = [{"faiss_id": faiss_id(key), "direction_id": key} for key in ids]
-                if not listed.schema.equals(IDS_SCHEMA) or listed.to_pylist() != expected:
-                    yield Problem(entry.ids, "the id list is not the sorted ids of the directions")
-            except (RhumbError, OSError, ValueError, pa.ArrowException) as error:
-                yield Problem(entry.ids, str(error)[:400])
+                concept.pictures()
+            except RhumbError as error:
+                yield Problem(path, f"{at}: {error}")

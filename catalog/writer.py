@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -17,43 +14,20 @@ from pydantic import ValidationError
 
 from catalog import manifest as manifests
 from catalog.card import catalog_card
-from catalog.fs import CARD, MANIFEST, disk_error, inside
-from catalog.manifest import ChunkEntry, FailedImage, IndexEntry, Manifest, Provenance, SketchSpec
+from catalog.codecs import CodecSpec
+from catalog.fs import CARD, MANIFEST, disk_error
+from catalog.manifest import ChunkEntry, ConceptsEntry, FailedImage, IndexEntry, Manifest, Provenance
+from catalog.places import Known
+from catalog.reader import Catalog
 from catalog.records import Chunk, DirectionRecord, content_id
-from catalog.schema import TABLES, parquet_settings
+from catalog.schema import KEYS, TABLES, Layout, parquet_settings
 from catalog.tables import check_id, check_name, to_tables
 from catalog.transaction import Lock, Transaction, recover, unborn
 from pipeline.errors import CatalogError, ConflictError, InputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_KEYS = {"directions": "direction_id", "images": "image_id", "regions": "region_id"}
-
-
-@dataclass(frozen=True)
-class SearchIndex:
-    """A search index as it is stored: bytes of the FAISS file and of its id list, number of directions, and sketch."""
-
-    faiss: bytes
-    ids: bytes
-    rows: int
-    sketch: SketchSpec
-
-    def files(self, name: str) -> dict[str, bytes]:
-        """The two files by their path in a catalog; `name` is that of the index."""
-        pairs = zip(("faiss", "parquet"), self._digests, (self.faiss, self.ids), strict=True)
-        return {f"index/{name}-{digest}.{suffix}": data for suffix, digest, data in pairs}
-
-    @cached_property
-    def _digests(self) -> tuple[str, str]:
-        faiss, ids = (hashlib.sha256(data).hexdigest()[:16] for data in (self.faiss, self.ids))
-        return faiss, ids
-
-    def entry(self, name: str, directions_fingerprint: str) -> IndexEntry:
-        """What the manifest says of it."""
-        faiss, ids = self.files(name)
-        return IndexEntry(
-            faiss=faiss, ids=ids, rows=self.rows, sketch=self.sketch, directions_fingerprint=directions_fingerprint
-        )
+Stored = tuple[bytes, int | None]
+"""A file's bytes, and its rows where it is a table."""
 
 
 class CatalogWriter:
@@ -62,18 +36,23 @@ class CatalogWriter:
     def __init__(self, folder: Path, lock: Lock, current: Manifest) -> None:
         self.folder, self.manifest = folder, current
         self._lock = lock
-        self._ids: dict[str, set[str]] | None = None
+        self._ids: dict[str, Known] | None = None
         self._masks: dict[tuple[str, str], str] = {}
 
     @classmethod
-    def create(cls, folder: str | Path, provenance: Provenance) -> CatalogWriter:
+    def create(
+        cls, folder: str | Path, provenance: Provenance, codecs: Mapping[str, CodecSpec] | None = None
+    ) -> CatalogWriter:
         """Begin the catalog in `folder`, or continue it if it is of the same recipe, model and data.
+
+        `codecs`: how a new catalog stores the vectors of a space; the default one of each where left out. One that was
+        begun keeps its own.
 
         Raises ConflictError, with nothing written: the folder holds something else, or another writer is at work.
         """
         root = Path(folder)
         try:
-            new = manifests.fresh(provenance)
+            new = manifests.fresh(provenance, codecs)
             manifests.parse(manifests.dump(new))
         except (ValueError, TypeError) as error:
             raise InputError("provenance", str(error)[:300], "plain JSON values that read back unchanged") from error
@@ -89,6 +68,7 @@ class CatalogWriter:
                 writer._begin(new)
             else:
                 cls._refuse_other(root, standing.provenance, provenance)
+                manifests.check_writable(standing, str(root / MANIFEST))
                 writer.manifest = standing
         return writer
 
@@ -100,6 +80,7 @@ class CatalogWriter:
         writer = cls(root, Lock(root), current)
         with writer._closing_on_error():
             writer.manifest = recover(root) or current
+            manifests.check_writable(writer.manifest, str(root / MANIFEST))
         return writer
 
     @staticmethod
@@ -125,9 +106,9 @@ class CatalogWriter:
                 )  # fmt: skip
 
     def _begin(self, new: Manifest) -> None:
-        with self._transaction() as transaction:
+        with self.transaction() as transaction:
             transaction.stage(CARD, _bytes_writer(catalog_card(new.provenance)))
-            self._commit(transaction, None, {"files": dict(transaction.entries)})
+            self.finish(transaction, None, {"files": dict(transaction.entries)})
 
     # -- what is done ----------------------------------------------------------------------------------------------
 
@@ -139,12 +120,12 @@ class CatalogWriter:
     @property
     def done_images(self) -> frozenset[str]:
         """Ids of the images that are mined and committed."""
-        return frozenset(self._known()["images"])
+        return frozenset(self.known()["images"].all())
 
     @property
     def masks(self) -> dict[tuple[str, str], str]:
         """The committed region id of each (image id, region)."""
-        self._known()
+        self.known()
         return dict(self._masks)
 
     @property
@@ -166,14 +147,14 @@ class CatalogWriter:
                 raise ConflictError(f"chunk {chunk.chunk_id}", "a commit of other ids", "the same content or a new id")
             return
         tables = self._checked_tables(chunk)
-        with self._transaction() as transaction:
-            for table in TABLES:
-                _stage_table(transaction, table, manifests.shard(table, chunk.chunk_id), tables[table])
+        with self.transaction() as transaction:
             rows = {table: tables[table].num_rows for table in TABLES}
-            entry = ChunkEntry.model_validate({"digest": digest, "rows": rows})
+            layout = self.manifest.layout
+            shards = {t: (stage_table(transaction, t, tables[t], layout),) for t in TABLES if rows[t]}
+            entry = ChunkEntry.model_validate({"digest": digest, "rows": rows, "shards": shards})
             chunks = {**self.manifest.chunks, chunk.chunk_id: entry}
             failed = _failed(self.manifest.failed_images, chunk)
-            self._commit(transaction, self.manifest, {"chunks": chunks, "failed_images": failed})
+            self.finish(transaction, self.manifest, {"chunks": chunks, "failed_images": failed})
         self._remember(tables)
 
     def add_picture(self, name: str, data: bytes) -> str:
@@ -182,47 +163,63 @@ class CatalogWriter:
         if not data.startswith(_PNG):
             raise InputError(f"picture {name}", "data of another kind", "the bytes of a PNG file")
         stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)[:80].strip("-") or "p"
-        with self._transaction() as transaction:
+        with self.transaction() as transaction:
             path, _ = transaction.stage(f"pictures/{stem}-{{digest}}.png", _bytes_writer(data))
             pictures = {**self.manifest.pictures, name: path}
             former = self.manifest.pictures.get(name)
             obsolete = [former] if former is not None and former not in pictures.values() else []
-            self._commit(transaction, self.manifest, {"pictures": pictures}, obsolete)
+            self.finish(transaction, self.manifest, {"pictures": pictures}, obsolete)
         return path
 
-    def replace_indexes(self, built: Mapping[str, SearchIndex]) -> None:
-        """Put a new set of search indexes in place of the old one."""
-        with self._transaction() as transaction:
-            indexes = {}
-            for name, index in built.items():
-                indexes[name] = index.entry(name, self.manifest.directions_fingerprint)
-                for path, data in index.files(name).items():
-                    transaction.stage(path, _bytes_writer(data), index.rows if path == indexes[name].ids else None)
-            former = [path for entry in self.manifest.indexes.values() for path in (entry.faiss, entry.ids)]
-            kept = {path for entry in indexes.values() for path in (entry.faiss, entry.ids)}
-            self._commit(
-                transaction, self.manifest, {"indexes": indexes}, [path for path in former if path not in kept]
-            )
+    def replace_indexes(self, entries: Mapping[str, IndexEntry], files: Mapping[str, Stored]) -> None:
+        """Put a set of search indexes in place of the old one.
 
-    def _commit(
+        `files` holds what the entries name and the catalog does not have yet: path to (bytes, rows of a table or None).
+        """
+        with self.transaction() as transaction:
+            for path, (data, rows) in files.items():
+                transaction.stage(path, _bytes_writer(data), rows)
+            kept = {path for entry in entries.values() for path in entry.files}
+            former = [path for entry in self.manifest.indexes.values() for path in entry.files]
+            gone = [path for path in former if path not in kept]
+            self.finish(transaction, self.manifest, {"indexes": dict(entries)}, gone)
+
+    def replace_concepts(self, table: pa.Table) -> None:
+        """Put the concepts of the directions that the catalog holds now in place of former ones."""
+        settings = parquet_settings("concepts", table.schema, self.manifest.layout)
+        with self.transaction() as transaction:
+            path = stage_read_back(transaction, "concepts/{digest}.parquet", table, settings)
+            entry = ConceptsEntry(
+                path=path, rows=table.num_rows, directions_fingerprint=self.manifest.directions_fingerprint
+            )
+            former = self.manifest.concepts
+            gone = [former.path] if former is not None and former.path != path else []
+            self.finish(transaction, self.manifest, {"concepts": entry}, gone)
+
+    def finish(
         self, transaction: Transaction, old: Manifest | None, changes: dict[str, Any], obsolete: list[str] | None = None
     ) -> None:
+        """Commit what a transaction has staged, with `changes` of the manifest, `obsolete` files going.
+
+        `old` is the manifest that stands, None for a new catalog. Raises CatalogError for one that breaks a rule.
+        """
         base = old or self.manifest
         files = {**base.files, **transaction.entries}
-        for path in obsolete or []:
+        gone = [*(obsolete or []), *base.retired]
+        for path in gone:
             files.pop(path, None)
-        update = {"version": base.version + 1, "files": files, "pack": None, **changes}
+        update = {"version": base.version + 1, "files": files, "retired": (), "pack": None, **changes}
         try:
             new = Manifest.model_validate({**dict(base), **update})
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise CatalogError(place, repr(first["input"])[:120], first["msg"]) from error
-        transaction.commit(new, old, obsolete or ())
+        transaction.commit(new, old, gone)
         self.manifest = new
 
     @contextmanager
-    def _transaction(self) -> Iterator[Transaction]:
+    def transaction(self) -> Iterator[Transaction]:
         """A transaction that leaves the standing version and no leftovers if anything at all goes wrong."""
         if self._lock.freed:
             raise ConflictError(str(self.folder), "a writer that was closed", "an open one", "Open it again")
@@ -236,32 +233,26 @@ class CatalogWriter:
 
     # -- checks across records -------------------------------------------------------------------------------------
 
-    def _known(self) -> dict[str, set[str]]:
+    def known(self) -> dict[str, Known]:
         """Ids in the catalog per table, and the masks by (image, region); read once."""
         if self._ids is None:
-            ids: dict[str, set[str]] = {table: set() for table in TABLES}
-            self._masks = {}
-            for table in TABLES:
-                columns = ["region_id", "image_id", "region"] if table == "regions" else [_KEYS[table]]
-                for path in self.manifest.shards(table):
-                    rows = pq.read_table(inside(self.folder, path), columns=columns, partitioning=None)
-                    self._add(table, rows, ids)
-            self._ids = ids
+            with Catalog(self.folder, self.manifest) as catalog:
+                self._masks = _masks(catalog.regions())
+                self._ids = {table: Known(catalog.ids(table)) for table in TABLES}
         return self._ids
 
-    def _add(self, table: str, rows: pa.Table, ids: dict[str, set[str]]) -> None:
-        ids[table].update(rows.column(_KEYS[table]).to_pylist())
-        if table == "regions":
-            for row in rows.select(["region_id", "image_id", "region"]).to_pylist():
-                self._masks[row["image_id"], row["region"]] = row["region_id"]
+    def forget(self) -> None:
+        """Read the ids again when they are needed next: rows were added beside `commit`."""
+        self._ids = None
 
     def _remember(self, tables: Mapping[str, pa.Table]) -> None:
         if self._ids is not None:
+            self._masks |= _masks(tables["regions"])
             for table in TABLES:
-                self._add(table, tables[table], self._ids)
+                self._ids[table].add(tables[table].column(KEYS[table]).to_pylist())
 
     def _checked_tables(self, chunk: Chunk) -> dict[str, pa.Table]:
-        known = self._known()
+        known = self.known()
         mined = [record for record in chunk.images if record.failure is None]
         for record in chunk.images:
             check_id(record.image_id, "image_id")
@@ -269,10 +260,10 @@ class CatalogWriter:
         for region in chunk.regions:
             if masks.setdefault((region.image_id, region.region), region.region_id) != region.region_id:
                 raise CatalogError(f"region {region.region_id}", "a second mask", f"one {region.region} per image")
-        images = known["images"] | {record.image_id for record in mined}
+        images = known["images"].with_those({record.image_id for record in mined})
         for region in chunk.regions:
             _must_be_in(region.image_id, images, f"region {region.region_id}: image_id", "the id of a mined image")
-        everything = known["directions"] | {d.direction_id for d in chunk.directions}
+        everything = known["directions"].with_those({d.direction_id for d in chunk.directions})
         paired: list[tuple[DirectionRecord, str | None]] = []
         for d in chunk.directions:
             at = f"direction {d.direction_id}"
@@ -283,9 +274,10 @@ class CatalogWriter:
             if region_id is None and d.kind != "joint":
                 raise CatalogError(f"{at}: region", d.region, "a region of its image with a mask in the catalog")
             paired.append((d, region_id))
-        tables = to_tables(paired, mined, list(chunk.regions), self.manifest.provenance)
+        model = self.manifest.provenance.model["fingerprint"]
+        tables = to_tables(paired, mined, list(chunk.regions), model, self.manifest.layout)
         for table in TABLES:
-            _must_be_new(tables[table].column(_KEYS[table]).to_pylist(), known[table], _KEYS[table])
+            _must_be_new(tables[table].column(KEYS[table]).to_pylist(), known[table], KEYS[table])
         return tables
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -346,15 +338,22 @@ def _failed(former: Mapping[str, FailedImage], chunk: Chunk) -> dict[str, Failed
     return failed
 
 
-def _must_be_in(value: str, known: set[str], field: str, expected: str) -> None:
+def _masks(regions: pa.Table) -> dict[tuple[str, str], str]:
+    """The region id of each (image id, region)."""
+    names = ("image_id", "region", "region_id")
+    images, regions_, keys = (regions.column(name).to_pylist() for name in names)
+    return dict(zip(zip(images, regions_, strict=True), keys, strict=True))
+
+
+def _must_be_in(value: str, known: Known, field: str, expected: str) -> None:
     if value not in known:
         raise CatalogError(field, value, expected)
 
 
-def _must_be_new(ids: list[str], known: set[str], field: str) -> None:
-    seen = set(known)
+def _must_be_new(ids: list[str], known: Known, field: str) -> None:
+    seen: set[str] = set()
     for value in ids:
-        if value in seen:
+        if value in seen or value in known:
             raise CatalogError(field, f"{value} twice", "ids that are unique in the catalog")
         seen.add(value)
 
@@ -363,14 +362,16 @@ def _bytes_writer(data: bytes) -> Callable[[BinaryIO], object]:
     return lambda stream: stream.write(data)
 
 
-def _table_writer(table: pa.Table, settings: dict[str, Any]) -> Callable[[BinaryIO], object]:
-    return lambda stream: pq.write_table(table, stream, **settings)
+def stage_table(transaction: Transaction, table: str, rows: pa.Table, layout: Layout) -> str:
+    """Stage one shard and read it back; its path. Raises CatalogError where the disk holds other rows than given."""
+    settings = parquet_settings(table, rows.schema, layout)
+    return stage_read_back(transaction, f"{table}/{{digest}}.parquet", rows, settings)
 
 
-def _stage_table(transaction: Transaction, kind: str, path: str, table: pa.Table) -> None:
-    settings = parquet_settings(kind, table.schema)
-    _, staged = transaction.stage(path, _table_writer(table, settings), table.num_rows)
+def stage_read_back(transaction: Transaction, name: str, rows: pa.Table, settings: dict[str, Any]) -> str:
+    path, staged = transaction.stage(name, lambda stream: pq.write_table(rows, stream, **settings), rows.num_rows)
     with pq.ParquetFile(staged, page_checksum_verification=True) as file:
         read = file.read()
-    if not read.equals(table):
+    if not read.equals(rows):
         raise CatalogError(path, "other rows than were written", "the rows as written", "Check the disk, and try again")
+    return path

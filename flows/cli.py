@@ -1,4 +1,4 @@
-"""The command line: parsing and dispatch only. Every command is one function in `flows.commands`.
+"""The command line: parsing and dispatch only. Every command is one function of a module of commands.
 
 Exit codes: 0 done, 1 a check found problems, 2 bad input, 130 interrupted.
 """
@@ -22,6 +22,11 @@ Add = Callable[..., None]
 """Called as add(name, text, *specs): one more command, with `--json`."""
 
 KINDS = ("singular", "local", "joint", "individual")
+MODULES = {
+    "catalog": "flows.catalog_commands",
+    **dict.fromkeys(("similar", "homogeneity", "concepts"), "flows.lookup_commands"),
+}
+"""Where the function of a command lies, if not in `flows.commands`."""
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -47,8 +52,11 @@ REGION: Spec = ("--region", {"required": True, "metavar": "R", "help": "a region
 MANY: Spec = ("-k", {"type": int, "default": 10, "help": "how many (default: 10)"})
 BY: Spec = (
     "--by",
-    {"choices": ("effect", "vector"), "default": "effect", "help": "what to compare (default: effect)"},
+    {"choices": ("effect", "vector", "both"), "default": "effect", "help": "what to compare (default: effect)"},
 )
+OFFSET: Spec = ("--offset", {"type": int, "default": 0, "metavar": "N", "help": "leave out the first N (default: 0)"})
+PICTURE: Spec = ("--picture", {"type": Path, "default": None, "metavar": "PNG", "help": "write a contact sheet"})
+SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 MODEL: Spec = (
     "--model",
     {"default": None, "help": "the catalog's model, where it is no longer at the place that the recipe names"},
@@ -74,7 +82,55 @@ def build_parser() -> argparse.ArgumentParser:
 
     for group in (_add_mining, _add_lookup, _add_edits, _add_packs, _add_checks, _add_training):
         group(add)
+    _add_catalog(commands)
     return parser
+
+
+def _add_catalog(commands: Any) -> None:
+    """`rhumb catalog ACTION ...`: what concerns a catalog as a whole."""
+    text = "describe, compare, merge, export or compact catalogs"
+    actions = commands.add_parser("catalog", help=text, description=text).add_subparsers(
+        dest="action", required=True, metavar="ACTION", help="`rhumb catalog ACTION --help` lists its options"
+    )
+    place = {"type": Path, "metavar": "CATALOG", "help": "catalog folder, or HUB/ORG/NAME@X.Y.Z of a local hub"}
+
+    def add(name: str, text: str, *specs: Spec) -> None:
+        action = actions.add_parser(name, help=text, description=text)
+        for argument, options in (*specs, JSON):
+            action.add_argument(argument, **options)
+
+    add("info", "what a catalog is: format, tables, how its vectors and indexes are stored", ("catalog", place))
+    add(
+        "diff",
+        "what B adds to A, changes and drops; exit code 1 where they differ",
+        ("former", {**place, "metavar": "A"}),
+        ("later", {**place, "metavar": "B"}),
+    )
+    add(
+        "merge",
+        "make one catalog of several of the same model and method",
+        ("sources", {"type": Path, "nargs": "+", "metavar": "CATALOG", "help": "catalog folders, two or more"}),
+        _out("FOLDER", "the merged catalog, new"),
+    )
+    add(
+        "export",
+        "write directions as .npz or .safetensors",
+        ("catalog", place),
+        ("ids", {"nargs": "*", "metavar": "ID", "help": "direction ids, or their first digits (default: all)"}),
+        (
+            "--region",
+            {"action": "append", "default": [], "metavar": "R", "help": "only of this region; may be repeated"},
+        ),
+        ("--space", {"choices": ("x", "h"), "default": None, "help": "only those of this space"}),
+        ("--kind", {"choices": KINDS, "default": None, "help": "only those of this kind"}),
+        _out("FILE", "FILE.npz or FILE.safetensors"),
+    )
+    add(
+        "compact",
+        "merge small shards; ids and indexes stay",
+        CATALOG,
+        ("--shard-size", {"type": float, "default": 128.0, "metavar": "MB", "help": "of a shard (default: 128)"}),
+    )
 
 
 def _add_mining(add: Add) -> None:
@@ -108,7 +164,12 @@ def _add_mining(add: Add) -> None:
         ),
         ("--prefect", {"action": "store_true", "help": "run as a Prefect flow (embedded server, or PREFECT_API_URL)"}),
     )  # fmt: skip
-    add("index", "build the FAISS indexes of a catalog", CATALOG)
+    add(
+        "index",
+        "build the search indexes of a catalog, or add to them what is new",
+        CATALOG,
+        ("--rebuild", {"action": "store_true", "help": "train the quantisers anew and encode every direction"}),
+    )
 
 
 def _add_lookup(add: Add) -> None:
@@ -127,22 +188,69 @@ def _add_lookup(add: Add) -> None:
     )
     add(
         "similar",
-        "directions like this one on other images",
+        "directions like this one, on other images unless asked; one an image",
         CATALOG,
         ("id", {"metavar": "ID", "help": "direction id, or its first digits; `rhumb directions` lists them"}),
         MANY,
+        OFFSET,
         BY,
+        ("--region", {**SEVERAL, "metavar": "R", "help": "only of this region; may be repeated, as all of these may"}),
+        ("--space", {**SEVERAL, "choices": ("x", "h"), "help": "only of this space"}),
+        ("--kind", {**SEVERAL, "choices": KINDS, "help": "only of this kind"}),
+        ("--dataset", {**SEVERAL, "metavar": "NAME", "help": "only of this data set"}),
+        ("--image", {**SEVERAL, "metavar": "ID", "help": "only of this image: its id, or its first digits"}),
+        ("--timestep", {**SEVERAL, "type": int, "metavar": "T", "help": "only of this timestep"}),
+        ("--same-image", {"action": "store_true", "help": "directions of the same image as well"}),
+        PICTURE,
     )
-    add("homogeneity", "how alike a region's directions are over the images", CATALOG, REGION, BY)
+    add(
+        "homogeneity",
+        "how alike a region's directions are over the images, or how alike others are to one direction",
+        CATALOG,
+        ("--region", {"default": None, "metavar": "R", "help": "a region of the catalog"}),
+        ("--direction", {"default": None, "metavar": "ID", "help": "a direction, in place of a region"}),
+        BY,
+        PICTURE,
+    )
+    add(
+        "concepts",
+        "directions of many images that mean the same, and what stands for them",
+        CATALOG,
+        ("--region", {"default": None, "metavar": "R", "help": "only those of this region"}),
+        ("--build", {"action": "store_true", "help": "find them first, and store them in the catalog"}),
+        ("--seed", {"type": int, "default": 0, "help": "of a build (default: 0)"}),
+        ("-k", {"type": int, "default": 50, "help": "how many (default: 50)"}),
+        OFFSET,
+        PICTURE,
+    )
     add(
         "transfer",
-        "catalogued directions likely to work on a new image",
+        "predict which catalogued directions will do on a new image what they did at home, and try the best",
         CATALOG,
         IMAGE,
         REGION,
         ("--mask", {"type": Path, "default": None, "metavar": "PNG", "help": "the region on the new image"}),
         MANY,
-    )
+        (
+            "--candidates",
+            {"type": int, "default": 32, "metavar": "N",
+             "help": "how many, by likeness, are predicted: one Jacobian product each (default: 32)"},
+        ),
+        (
+            "--no-predict",
+            {"action": "store_true", "help": "rank by likeness of masks, pictures and effects; no model is loaded"},
+        ),
+        (
+            "--verify",
+            {"type": int, "default": None, "metavar": "N",
+             "help": "really edit with the best N and measure (default: none; with --picture, all that are shown)"},
+        ),
+        (
+            "--picture",
+            {"type": Path, "default": None, "metavar": "PNG", "help": "write a contact sheet of the edits tried"},
+        ),
+        MODEL,
+    )  # fmt: skip
 
 
 def _add_edits(add: Add) -> None:
@@ -244,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = f"rhumb {parsed.command}"
     try:
         # Commands are imported late: `rhumb --help` must not wait for torch.
-        commands = importlib.import_module("flows.commands")
+        commands = importlib.import_module(MODULES.get(parsed.command, "flows.commands"))
         return int(getattr(commands, parsed.command)(parsed) or 0)
     except RhumbError as error:
         complain(f"{name}: {error}", style="red")

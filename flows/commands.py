@@ -7,43 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from catalog import hub
 from catalog.card import CardFields
 from catalog.index import build_indexes
-from catalog.lookup import homogeneity as measure_homogeneity
-from catalog.lookup import similar as find_similar
-from catalog.lookup import transfer_candidates
 from catalog.reader import Catalog
 from catalog.verify import verify as verify_catalog
-from flows.console import answer, say, stage, table
+from flows.console import answer, plain, say, stage, table
 from flows.model_choice import ModelChoice
 from flows.named_recipes import open_recipe
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from flows.miner import MiningReport
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON: dataclasses and arrays unfolded, NaN and infinity as null, paths as text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
 
 
 def _print_mining(report: MiningReport) -> None:
@@ -81,14 +60,14 @@ def mine(arguments: Namespace) -> int:
 def _indexed(folder: Path) -> bool:
     """Whether the catalog has indexes of the directions that it holds now."""
     with Catalog.open(folder) as catalog:
+        shards = set(catalog.manifest.shards("directions"))
         entries = catalog.manifest.indexes.values()
-        now = catalog.manifest.directions_fingerprint
-        return bool(entries) and all(entry.directions_fingerprint == now for entry in entries)
+        return bool(entries) and all(set(entry.codes) == shards for entry in entries)
 
 
 def index(arguments: Namespace) -> None:
     """`rhumb index CATALOG`."""
-    built = build_indexes(arguments.catalog)
+    built = build_indexes(arguments.catalog, rebuild=arguments.rebuild)
     rows = [(name, count) for name, count in built.items()]
     answer(plain(built), arguments.json, lambda: table("indexes", ("index", "directions"), rows))
 
@@ -134,55 +113,16 @@ def _check_region(catalog: Catalog, region: str | None) -> None:
         raise InputError("--region", region, f"one of {', '.join(known)}")
 
 
-def similar(arguments: Namespace) -> None:
-    """`rhumb similar CATALOG ID`."""
-    with Catalog.open(arguments.catalog) as catalog:
-        key = catalog.resolve(arguments.id)
-        found = find_similar(catalog, key, arguments.k, by=arguments.by)
-    rows = [(f"{s.sign * s.score:+.3f}", s.direction_id, s.region, s.space, s.kind, s.rank) for s in found]
-    header = ("cosine", "direction", "region", "space", "kind", "rank")
-    answer(
-        {"direction": key, "by": arguments.by, "similar": plain(found)},
-        arguments.json,
-        lambda: table(f"directions on other images like {key[:12]} (by {arguments.by})", header, rows),
-    )
-
-
-def homogeneity(arguments: Namespace) -> None:
-    """`rhumb homogeneity CATALOG --region R`."""
-    with Catalog.open(arguments.catalog) as catalog:
-        _check_region(catalog, arguments.region)
-        found = []
-        for space, kind in (("x", "local"), ("h", "individual")):
-            if catalog.directions(region=arguments.region, space=space, kind=kind).num_rows > 0:
-                found.append(measure_homogeneity(catalog, arguments.region, space, kind, by=arguments.by))
-        if not found:
-            raise InputError("--region", arguments.region, "one with local or individual directions")
-    rows = [
-        (h.space, h.kind, rank, s.n, s.q10, s.q50, s.q90, s.random[1])
-        for h in found
-        for rank, s in sorted(h.of_rank.items())
-    ]
-    header = ("space", "kind", "rank", "images", "10 %", "50 %", "90 %", "random 50 %")
-    title = f"|cos| between {arguments.region} directions of different images (by {arguments.by})"
-    answer({"homogeneity": plain(found)}, arguments.json, lambda: table(title, header, rows))
-
-
 def transfer(arguments: Namespace) -> None:
     """`rhumb transfer CATALOG --image PNG --region R`."""
-    from flows.editing import fit_of, load_picture, picture_shape, region_mask
+    from flows.transferring import Ask, as_document, find_transfers, show
 
-    with Catalog.open(arguments.catalog) as catalog:
-        image = load_picture(arguments.image, picture_shape(catalog), fit_of(catalog))
-        mask = region_mask(catalog, arguments.mask, arguments.image, arguments.region, image)
-        found = transfer_candidates(catalog, image, mask, arguments.region, arguments.k)
-    rows = [
-        (f"{c.score:.3f}", c.direction_id, c.space, c.kind, c.rank, c.mask_iou, c.image_similarity, c.effect_inside,
-         _shift(c.shift))
-        for c in found
-    ]  # fmt: skip
-    header = ("score", "direction", "space", "kind", "rank", "mask IoU", "image", "effect inside", "shift x, y")
-    answer({"candidates": plain(found)}, arguments.json, lambda: table("transfer candidates", header, rows))
+    ask = Ask(
+        arguments.region, arguments.mask, arguments.k, arguments.candidates, not arguments.no_predict,
+        arguments.verify, arguments.picture, arguments.model,
+    )  # fmt: skip
+    done = find_transfers(arguments.catalog, arguments.image, ask)
+    answer(plain(as_document(done)), arguments.json, lambda: show(done))
 
 
 def edit(arguments: Namespace) -> None:

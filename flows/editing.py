@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from catalog.concepts import find_concept, load_concepts
 from catalog.reader import Catalog
 from flows.datasets.contract import BrokenImageError
 from flows.datasets.dataset import fit_mask
@@ -21,7 +22,7 @@ from flows.mining import open_model
 from flows.pictures import as_picture, png
 from flows.recipe import Recipe, parse_recipe
 from pipeline.editing import Edit, apply_edits, invert_pictures
-from pipeline.errors import CatalogError, InputError, ModelError
+from pipeline.errors import CatalogError, InputError, ModelError, NotFoundError
 from pipeline.images import CENTER, Fit, as_tensor, fit_image
 from pipeline.inversion import round_trip_psnr
 from pipeline.metrics import rms_inside
@@ -29,6 +30,7 @@ from pipeline.mined import MiningSettings
 from pipeline.models.contract import Denoiser
 from pipeline.registration import registered, shift_between
 
+_MEAN_OF = 512  # masks that say where a region is on a picture without a mask of its own
 Shift = tuple[float, float]
 """Pixels to the right and down."""
 
@@ -59,7 +61,8 @@ def _open(path: Path, option: str) -> Image.Image:
         raise InputError(option, f"{path}, which {error}", "a readable image file") from error
 
 
-def _beside(image: Path, region: str) -> Path:
+def mask_beside(image: Path, region: str) -> Path:
+    """Where a picture's own mask of a region is looked for when none is given."""
     return image.parent / f"{image.stem}_{region}.png"
 
 
@@ -70,7 +73,7 @@ def own_mask(mask: Path | None, image: Path, region: str, pixels: np.ndarray, fi
 
     None without either. Raises InputError for a mask that is unreadable, empty, or of another picture's size.
     """
-    file = mask or _beside(image, region)
+    file = mask or mask_beside(image, region)
     if mask is None and not file.is_file():
         return None
     shape = (pixels.shape[2], pixels.shape[0], pixels.shape[1])
@@ -91,9 +94,10 @@ def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, p
         return own
     rows = catalog.regions(region=region)
     if rows.num_rows == 0:
-        known = sorted(set(catalog.regions().column("region").to_pylist()))
+        known = sorted(catalog.regions().column("region").unique().to_pylist())
         raise InputError("--region", region, f"one of {', '.join(known)}")
-    masks = [catalog.mask(image_id, region) for image_id in rows.column("image_id").to_pylist()]
+    some = rows.slice(0, _MEAN_OF)  # sorted by ids, which are hashes: a random sample
+    masks = [catalog.mask(image_id, region) for image_id in some.column("image_id").to_pylist()]
     return np.asarray(np.mean(masks, axis=0) >= 0.5)
 
 
@@ -157,9 +161,35 @@ def parse_directions(values: Sequence[str], catalog: Catalog) -> dict[str, float
             number = float("nan")
         if not separator or not np.isfinite(number):
             raise InputError("--direction", value, "ID=STRENGTH with a finite number, such as 3fa85f64=4.5")
-        key = catalog.resolve(name)
+        key = _found(catalog, name)
         parsed[key] = parsed.get(key, 0.0) + number
     return parsed
+
+
+def _found(catalog: Catalog, name: str) -> str:
+    """The id of a direction, or of a concept, given by its first digits. Raises NotFoundError, InputError."""
+    try:
+        return catalog.resolve(name)
+    except NotFoundError:
+        if catalog.manifest.concepts is None:
+            raise
+        return find_concept(load_concepts(catalog), name).concept_id
+
+
+def _to_apply(catalog: Catalog, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By id of a direction or concept: its space, its region, whose mask it is at home in, and its `vector`."""
+    names = ("direction_id", "space", "region", "region_id", "image_id")
+    plain = [key for key in keys if catalog.holds(key)]
+    rows = {row["direction_id"]: row for row in catalog.rows(plain, names)}
+    for key in plain:
+        rows[key]["vector"] = torch.from_numpy(catalog.vector(key))
+    others = [key for key in keys if key not in rows]
+    concepts = load_concepts(catalog) if others else []
+    for key in others:
+        concept = find_concept(concepts, key)
+        rows[key] = {name: getattr(concept, name) for name in names[1:]} | {"direction_id": key}
+        rows[key]["vector"] = torch.from_numpy(concept.vector)
+    return rows
 
 
 def parse_masks(values: Sequence[str], regions: Collection[str]) -> dict[str, Path]:
@@ -183,7 +213,17 @@ def placed(catalog: Catalog, row: Mapping[str, Any], target: np.ndarray | None) 
 
     `row` is its row of the catalog. As it was mined, and None, where either mask is missing.
     """
-    vector = torch.from_numpy(catalog.vector(row["direction_id"]))
+    return _shifted(catalog, row, torch.from_numpy(catalog.vector(row["direction_id"])), target)
+
+
+def placed_effect(catalog: Catalog, row: Mapping[str, Any], target: np.ndarray | None) -> torch.Tensor:
+    """A direction's effect at home (C, h, w), shifted as `placed` shifts its vector."""
+    return _shifted(catalog, row, torch.from_numpy(catalog.effect(row["direction_id"])), target)[0]
+
+
+def _shifted(
+    catalog: Catalog, row: Mapping[str, Any], vector: torch.Tensor, target: np.ndarray | None
+) -> tuple[torch.Tensor, Shift | None]:
     if target is None or row["region_id"] is None:
         return vector, None
     home, there = (torch.from_numpy(mask) for mask in (catalog.mask(row["image_id"], row["region"]), target))
@@ -194,13 +234,14 @@ def placed(catalog: Catalog, row: Mapping[str, Any], target: np.ndarray | None) 
         raise InputError(f"mask of {row['region']}", error.found, error.expected, action) from error
 
 
-def _check_out(out: Path, image: Path, masks: Sequence[Path]) -> None:
+def check_out(out: Path, image: Path, masks: Sequence[Path], option: str = "--out") -> None:
+    """Raise InputError unless a picture may be written to `out`: a PNG that is neither `image` nor one of its masks."""
     if out.is_dir() or not out.parent.is_dir() or out.suffix.lower() != ".png":
-        raise InputError("--out", out, "a file ending in .png in a folder that exists")
+        raise InputError(option, out, "a file ending in .png in a folder that exists")
     if out.exists() and image.exists() and out.samefile(image):
-        raise InputError("--out", f"{out}, the picture to be edited", "another file", "An edit keeps its original.")
+        raise InputError(option, f"{out}, the picture to be edited", "another file", "An edit keeps its original.")
     if out.resolve() in {mask.resolve() for mask in masks}:
-        raise InputError("--out", f"{out}, a mask of the picture", "another file", "An edit keeps its masks.")
+        raise InputError(option, f"{out}, a mask of the picture", "another file", "An edit keeps its masks.")
 
 
 @torch.no_grad()
@@ -221,15 +262,15 @@ def edit_picture(
     """
     with Catalog.open(folder) as catalog:
         wanted = parse_directions(directions, catalog)
-        rows = {row["direction_id"]: row for row in catalog.directions(direction_id=list(wanted)).to_pylist()}
+        rows = _to_apply(catalog, list(wanted))
         regions = {row["region"] for row in rows.values() if row["region_id"] is not None}
         given = parse_masks(masks, regions)
-        _check_out(out, image, [*given.values(), *(_beside(image, region) for region in regions)])
+        check_out(out, image, [*given.values(), *(mask_beside(image, region) for region in regions)])
         denoiser, settings = model_of(catalog, model)
         fit = fit_of(catalog)
         pixels = load_picture(image, denoiser.info.image_shape, fit)
         known = {region: own_mask(given.get(region), image, region, pixels, fit) for region in regions} if shift else {}
-        moved = {key: placed(catalog, row, known.get(row["region"])) for key, row in rows.items()}
+        moved = {key: _shifted(catalog, row, row["vector"], known.get(row["region"])) for key, row in rows.items()}
         edits = [Edit(rows[key]["space"], moved[key][0], strength) for key, strength in wanted.items()]
         steps = recipe_of(catalog).method.inversion_steps
     picture = as_tensor(pixels)[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,56 @@ def summarise(folder: Path) -> dict[str, Any]:
             "table": direction_table(catalog),
             "failures": failures,
         }
+
+
+def describe(catalog: Catalog) -> dict[str, Any]:
+    """A catalog as a whole: format, provenance, tables, and how vectors and indexes are stored; JSON-serialisable.
+
+    `bytes_each` is what one vector takes as stored, compressed, averaged over all of its space.
+    """
+    manifest = catalog.manifest
+    provenance = manifest.provenance
+    sizes = {
+        table: sum(manifest.files[path].bytes for path in manifest.shards(table))
+        for table in ("directions", "images", "regions")
+    }
+    return {
+        "name": provenance.recipe.get("name"),
+        "format": manifest.format_version,
+        "version": manifest.version,
+        "model": provenance.model["fingerprint"],
+        "data": provenance.data.get("name"),
+        "licence": provenance.data.get("licence"),
+        "pack": f"{manifest.pack.repository} {manifest.pack.version}" if manifest.pack else None,
+        "tables": [
+            {"table": table, "rows": manifest.rows(table), "shards": len(manifest.shards(table)), "bytes": size}
+            for table, size in sizes.items()
+        ],
+        "vectors": [_stored(catalog, space) for space in catalog.layout.spaces],
+        "indexes": [
+            {
+                "index": name,
+                "kind": entry.spec.kind,
+                "dimension": entry.spec.sketch.dimension,
+                "rows": entry.rows,
+                "current": set(entry.codes) >= set(manifest.shards("directions")),
+            }
+            for name, entry in sorted(manifest.indexes.items())
+        ],
+    }
+
+
+def _stored(catalog: Catalog, space: str) -> dict[str, Any]:
+    """How the vectors of one space are stored, and what one takes."""
+    entries = math.prod(catalog.layout.spaces[space])
+    rows = int(catalog.select(space=space).sum())
+    names = {field.name for field in catalog.layout.vector_fields(space)}
+    each = catalog.column_bytes(names) / rows if rows else math.nan
+    return {
+        "space": space,
+        "shape": list(catalog.layout.spaces[space]),
+        "codec": catalog.layout.codecs[space].kind,
+        "rows": rows,
+        "bytes_each": each if rows else None,
+        "smaller": 4 * entries / each if rows else None,
+    }

@@ -154,7 +154,7 @@ def test_the_tree_is_what_the_demo_leaves(folder: Path) -> None:
             expression = expression.replace(word, meaning)
         expressions.append(re.compile(expression))
     paths = [path.relative_to(folder) for path in (folder / "rhumb-demo").rglob("*") if path.is_file()]
-    files = [path.as_posix() for path in paths if not path.name.startswith(".")]
+    files = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
     assert [file for file in files if not any(e.fullmatch(file) for e in expressions)] == []
     assert [e.pattern for e in expressions if not any(e.fullmatch(file) for file in files)] == []
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pyarrow.parquet  # noqa: F401  loaded once, before the forks
 
+from catalog.compaction import compact
 from catalog.hub import publish, pull
+from catalog.merging import merge
 from catalog.pictures import encode_png
 from catalog.writer import CatalogWriter
 from tests.catalog.samples import chunk_of, provenance
@@ -58,6 +60,14 @@ def replace_picture(folder: Path) -> None:
         writer.add_picture("sheet", encode_png(np.zeros((2, 2, 3), np.uint8)))
 
 
+def compact_all(folder: Path) -> None:
+    compact(folder / "c")
+
+
+def merge_both(folder: Path) -> None:
+    merge([folder / "c", folder / "other"], folder / "m")
+
+
 def publish_next(folder: Path) -> None:
     publish(folder / "c", "org/pack", "1.1.0", folder / "hub")
 
@@ -66,7 +76,9 @@ def pull_first(folder: Path) -> None:
     pull("org/pack", "1.0.0", folder / "out", folder / "hub").close()
 
 
-JOBS = {job.__name__: job for job in (create, commit, replace_picture, publish_next, pull_first)}
+JOBS = {
+    job.__name__: job for job in (create, commit, replace_picture, compact_all, merge_both, publish_next, pull_first)
+}
 
 
 def main(job: str, start: Path, work: Path, first: int, stride: int) -> None:

@@ -38,6 +38,11 @@ def unit(generator: np.random.Generator, *shape: int) -> np.ndarray:
     return array / np.linalg.norm(array)
 
 
+def alike(read: np.ndarray, written: np.ndarray) -> bool:
+    """Whether a vector came back as its codec promises, by cosine."""
+    return float(read.ravel() @ written.ravel()) >= 0.9995 - 1e-6
+
+
 def image_record(name: str, size: int = SIZE) -> ImageRecord:
     generator = np.random.default_rng(int(content_id("image", name)[:8], 16))
     pixels = generator.integers(0, 256, (size, size, 3)).astype(np.uint8)

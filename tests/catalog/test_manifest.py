@@ -109,11 +109,9 @@ def test_an_accepted_name_has_one_known_folder_and_no_dots_up(name: str) -> None
 
 
 def test_an_index_lies_in_its_own_folder_lest_it_pass_for_rows() -> None:
-    entry = {
-        "faiss": "directions/a.parquet", "ids": "index/x-0.parquet", "rows": 0,
-        "directions_fingerprint": "0" * 32, "sketch": {"kind": "identity", "dimension": 4, "seed": 0},
-    }  # fmt: skip
-    with pytest.raises(CatalogError, match=r"indexes\.x\.faiss"):
+    spec = {"kind": "flat", "sketch": {"kind": "identity", "dimension": 4, "seed": 0}, "code_size": 8}
+    entry = {"spec": spec, "quantiser": None, "codes": {"directions/a.parquet": "directions/b.parquet"}, "rows": 0}
+    with pytest.raises(CatalogError, match=r"indexes\.x\.codes"):
         manifests.parse(forged(indexes={"x": entry}))
 
 
@@ -121,9 +119,20 @@ def test_an_unknown_version_or_feature_is_refused_by_name() -> None:
     with pytest.raises(CatalogError, match="format_version.*'9'"):
         manifests.parse(forged(format_version="9"))
     with pytest.raises(CatalogError, match="int8-blocks"):
-        manifests.parse(forged(required_features=["int8-blocks"]))
+        manifests.parse(forged(required_features=["codec-dct", "int8-blocks"]))
     with pytest.raises(CatalogError, match="colour"):
         manifests.parse(forged(colour="red"))
+
+
+def test_what_only_a_writer_must_know_is_read_and_not_written_to() -> None:
+    strange = manifests.parse(forged(writer_features=["sorted-by-moon"]))
+    with pytest.raises(CatalogError, match=r"writer_features.*sorted-by-moon.*newer release to write"):
+        manifests.check_writable(strange)
+
+
+def test_a_codec_that_readers_are_not_warned_of_is_refused() -> None:
+    with pytest.raises(CatalogError, match="required_features leaves out codec-dct"):
+        manifests.parse(forged(required_features=[]))
 
 
 def test_absurd_shapes_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -17,12 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalog import manifest as manifests
-from catalog.index import IDS_SCHEMA, build_index, build_indexes
+from catalog.fs import footer_sha256
+from catalog.index import build_indexes
 from catalog.pictures import encode_png
 from catalog.reader import Catalog
 from catalog.schema import parquet_settings
+from catalog.search import codes as coded
+from catalog.search.codes import Codes
 from catalog.verify import verify
-from catalog.writer import CatalogWriter, SearchIndex
+from catalog.writer import CatalogWriter
 from pipeline.errors import CatalogError, NotFoundError
 from tests.catalog.samples import chunk_of, provenance
 
@@ -44,7 +46,8 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 
 
 def names_of(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def test_a_flipped_byte_anywhere_is_found_in_its_file(whole: Path, copy: Path) -> None:
@@ -84,18 +87,37 @@ def test_a_file_replaced_by_a_link_is_not_followed(copy: Path) -> None:
     assert any(p.file == "README.md" and "symbolic link" in p.what for p in verify(copy).problems)
 
 
+def shard_of(folder: Path, table: str) -> str:
+    (path,) = manifests.load(folder).shards(table)
+    return path
+
+
 def rewritten(folder: Path, table: str, change: Callable[[pa.Table], pa.Table]) -> None:
     """Change a shard and record its new checksum, as a hostile or careless writer would."""
-    path = folder / table / "one.parquet"
+    name = shard_of(folder, table)
+    path = folder / name
     rows = pq.read_table(path, partitioning=None)
     new = change(rows)
-    pq.write_table(new, path, **parquet_settings(table, rows.schema))
-    value = json.loads((folder / "manifest.json").read_text())
+    pq.write_table(new, path, **parquet_settings(table, rows.schema, manifests.load(folder).layout))
+    recorded(folder, table, new.num_rows)
+
+
+def recorded(folder: Path, table: str, rows: int) -> None:
+    """Make the manifest agree with what lies in the shard of a table, and have it say so many rows."""
+    name = shard_of(folder, table)
+    path, value = folder / name, json.loads((folder / "manifest.json").read_text())
     value.pop("checksum")
-    entry = value["files"][f"{table}/one.parquet"]
-    entry.update(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size, rows=new.num_rows)
-    value["chunks"]["one"]["rows"][table] = new.num_rows
-    (folder / "manifest.json").write_bytes(manifests.dump(manifests.Manifest.model_validate(value)))
+    value["files"][name] |= {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size,
+        "rows": rows, "footer": footer_sha256(path),
+    }  # fmt: skip
+    value["chunks"]["one"]["rows"][table] = rows
+    value["checksum"] = hashlib.sha256(_canonical(value)).hexdigest()
+    (folder / "manifest.json").write_bytes(_canonical(value))
+
+
+def _canonical(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _set(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
@@ -123,7 +145,6 @@ FORGED = {
     "no picture": ("directions", _set("preview", 1, None), "preview"),
     "latent": ("images", _set("latent", 0, lambda v: [float("inf")] * len(v)), "latent"),
     "schema": ("images", lambda t: t.rename_columns(["id", *t.column_names[1:]]), "differ from the schema"),
-    "removed": ("regions", lambda t: t.slice(0, 0), "not in the catalog as"),
 }
 
 
@@ -149,42 +170,60 @@ def test_an_index_of_other_directions_is_found(copy: Path) -> None:
     assert verify(copy).ok
 
 
-def test_a_forged_index_with_right_checksums_is_found(copy: Path) -> None:
-    with CatalogWriter.open(copy) as writer, Catalog(copy, writer.manifest) as catalog:
-        import faiss
-
-        entry = catalog.manifest.indexes["effect"]
-        index = faiss.read_index(str(copy / entry.faiss))
-        other = faiss.IndexIDMap2(faiss.IndexFlatIP(index.d))
-        vectors = np.eye(index.ntotal, index.d, dtype=np.float32)
-        other.add_with_ids(vectors, faiss.vector_to_array(index.id_map))
-        ids = (copy / entry.ids).read_bytes()
-        forged = SearchIndex(faiss.serialize_index(other).tobytes(), ids, entry.rows, entry.sketch)
-        writer.replace_indexes({"effect": forged})
-    assert ["not those of the stored directions" in p.what for p in verify(copy).problems] == [True]
+def with_codes(folder: Path, name: str, change: Callable[[Codes], Codes]) -> None:
+    """Replace the one code file of an index, with right checksums."""
+    with CatalogWriter.open(folder) as writer:
+        entry = writer.manifest.indexes[name]  # type: ignore[index]
+        ((shard, path),) = entry.codes.items()
+        stream, known = io.BytesIO(), writer.manifest.files
+        changed = change(coded.read(folder / path, entry.spec, known[path].rows or 0))
+        coded.write(changed, entry.spec, stream)
+        forged = f"index/{name}-{'0' * 16}.parquet"
+        entries = {**writer.manifest.indexes, name: entry.model_copy(update={"codes": {shard: forged}})}
+        writer.replace_indexes(entries, {forged: (stream.getvalue(), len(changed))})
 
 
-LISTS = {
-    "no table": b"PAR1",
-    "other columns": pa.table({"id": [1]}),
-    "other ids": pa.table([pa.array([1]), pa.array(["0" * 32])], schema=IDS_SCHEMA),
+def test_a_shard_that_would_fill_the_memory_is_refused_before_it_is_unpacked(copy: Path) -> None:
+    name = shard_of(copy, "images")
+    rows = pq.read_table(copy / name, partitioning=None)
+    bomb = pa.array([{"bytes": bytes(300_000_000), "path": None}], rows.schema.field("image").type)
+    pq.write_table(rows.set_column(4, rows.schema.field("image"), bomb), copy / name, compression="zstd")
+    assert (copy / name).stat().st_size < 1_000_000
+    recorded(copy, "images", rows.num_rows)
+    problem = verify(copy).problems[0]
+    assert problem.file == name
+    assert "bytes unpacked" in problem.what
+    with Catalog.open(copy) as catalog, pytest.raises(CatalogError, match="bytes unpacked"):
+        catalog.images()
+
+
+def test_rows_that_the_bytes_of_a_shard_cannot_hold_are_refused_with_the_manifest(copy: Path) -> None:
+    recorded(copy, "regions", 10**9)
+    (problem,) = verify(copy).problems
+    assert problem.file == "manifest.json"
+    assert "ids alone take more" in problem.what
+
+
+FORGED_CODES: dict[str, tuple[Callable[[Codes], Codes], str]] = {
+    "others' codes": (lambda c: Codes(c.keys, c.lists, c.codes[::-1].copy()), "is not that of its vector"),
+    "others' ids": (lambda c: Codes(np.array([b"f" * 32] * len(c), "S32"), c.lists, c.codes), "other ids"),
+    "too few": (lambda c: Codes(c.keys[1:], c.lists[1:], c.codes[1:]), "ids"),
+    "a list that is not there": (lambda c: Codes(c.keys, c.lists + 7, c.codes), "list"),
 }
 
 
-@pytest.mark.parametrize("name", LISTS)
-def test_a_forged_id_list_with_right_checksums_is_found(copy: Path, name: str) -> None:
-    content = LISTS[name]
-    if isinstance(content, pa.Table):
-        stream = io.BytesIO()
-        pq.write_table(content, stream)
-        content = stream.getvalue()
-    with CatalogWriter.open(copy) as writer, Catalog(copy, writer.manifest) as catalog:
-        writer.replace_indexes({"x": dataclasses.replace(build_index(catalog, "x"), ids=content)})
-    assert [problem.file.endswith(".parquet") for problem in verify(copy).problems] == [True]
+@pytest.mark.parametrize("name", FORGED_CODES)
+def test_forged_codes_with_right_checksums_are_found(copy: Path, name: str) -> None:
+    change, words = FORGED_CODES[name]
+    with_codes(copy, "effect", change)
+    problems = verify(copy).problems
+    assert len(problems) == 1
+    assert words in problems[0].what
+    assert problems[0].file.startswith("index/effect-")
 
 
 def test_reading_a_damaged_row_group_names_the_shard(copy: Path) -> None:
-    path = copy / "directions" / "one.parquet"
+    path = copy / shard_of(copy, "directions")
     data = bytearray(path.read_bytes())
     metadata = pq.ParquetFile(path).metadata.row_group(0)
     column = next(c for c in range(metadata.num_columns) if metadata.column(c).path_in_schema.startswith("effect_v"))
@@ -193,5 +232,5 @@ def test_reading_a_damaged_row_group_names_the_shard(copy: Path) -> None:
     path.write_bytes(data)
     with Catalog.open(copy) as catalog:
         key = catalog.directions().column("direction_id")[0].as_py()
-        with pytest.raises(CatalogError, match=r"one\.parquet"):
+        with pytest.raises(CatalogError, match=path.name):
             catalog.effect(key)

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from catalog import manifest as manifests
+from catalog.codecs import Float16Spec
 from catalog.pictures import encode_png
 from catalog.reader import Catalog
 from catalog.records import Chunk, DirectionRecord
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
 from pipeline.errors import CatalogError, ConflictError, InputError, NotFoundError
-from tests.catalog.samples import SPACES, chunk_of, failed_chunk, provenance, small_catalog, unit
+from tests.catalog.samples import SPACES, alike, chunk_of, failed_chunk, provenance, small_catalog
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -25,7 +27,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def visible(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(folder).items() if name != ".lock"}
+    return {name: data for name, data in tree(folder).items() if not name.startswith((".lock", ".versions"))}
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -34,8 +36,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         for chunk in chunks:
             for record in chunk.directions:
                 read = catalog.direction(record.direction_id)
-                assert np.abs(read.vector - record.vector).max() < 1e-3
-                assert np.array_equal(read.vector, record.vector.astype(np.float16).astype(np.float32))
+                assert alike(read.vector, record.vector)
                 assert read.vector.shape == SPACES[record.space]
                 assert read.effect.shape == (3, 16, 16)
                 assert np.array_equal(read.preview, record.preview)
@@ -52,13 +53,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_one_chunk_reads_as_a_catalog_of_its_own_whatever_became_of_the_others(tmp_path: Path) -> None:
     chunk, *others = small_catalog(tmp_path / "c")
     for other in others:
-        for table in ("directions", "images", "regions"):
-            (tmp_path / "c" / table / f"{other.chunk_id}.parquet").unlink()
+        for path in manifests.load(tmp_path / "c").chunks[other.chunk_id].paths:
+            (tmp_path / "c" / path).unlink()
     with Catalog.open(tmp_path / "c") as catalog:
         one = catalog.chunk(chunk.chunk_id)
         assert one.directions().column("direction_id").to_pylist() == sorted(d.direction_id for d in chunk.directions)
         for record in chunk.directions:
-            assert np.abs(one.vector(record.direction_id) - record.vector).max() < 1e-3
+            assert alike(one.vector(record.direction_id), record.vector)
         one.close()
         with pytest.raises(NotFoundError, match="chunk: found none-such"):
             catalog.chunk("none-such")
@@ -362,10 +363,51 @@ def test_provenance_that_is_not_json_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_rounding_to_float16_keeps_wide_unit_vectors_unit() -> None:
-    from catalog.tables import unit_float16
+def test_a_catalog_keeps_the_codecs_that_it_was_begun_with(tmp_path: Path) -> None:
+    exact = {"x": Float16Spec(), "h": Float16Spec()}
+    with CatalogWriter.create(tmp_path / "c", provenance(), exact) as writer:
+        writer.commit(chunk_of("one", 1))
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        assert writer.manifest.layout.codecs == exact
+        writer.commit(chunk_of("two", 1))
+    with Catalog.open(tmp_path / "c") as catalog:
+        for record in (*chunk_of("one", 1).directions, *chunk_of("two", 1).directions):
+            assert np.array_equal(catalog.vector(record.direction_id), record.vector.astype(np.float16))
 
-    wide = unit(np.random.default_rng(0), 196_608)
-    rounded = unit_float16(wide, (196_608,), "v").astype(np.float64)
-    assert abs(np.linalg.norm(rounded) - 1) < 1e-4
-    assert np.linalg.norm(rounded - wide) < 1e-3
+
+def test_of_two_writers_whose_lock_was_lost_the_first_to_commit_wins_and_the_other_is_told(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 1)
+    slow = CatalogWriter.open(tmp_path / "c")
+    (tmp_path / "c" / ".lock").unlink()
+    with CatalogWriter.open(tmp_path / "c") as quick:
+        quick.commit(chunk_of("quick", 1))
+        with pytest.raises(ConflictError, match="another writer committed"):
+            slow.commit(chunk_of("slow", 1))
+        assert verify(tmp_path / "c").ok
+        slow.commit(chunk_of("slow", 1))  # it knows the version that stands by now
+        with pytest.raises(ConflictError):
+            quick.commit(chunk_of("late", 1))
+    slow.close()
+    with Catalog.open(tmp_path / "c") as catalog:
+        assert catalog.manifest.chunks.keys() == {"chunk-0", "quick", "slow"}
+    assert verify(tmp_path / "c").ok
+
+
+def test_a_version_that_another_writer_has_claimed_is_finished_and_not_overwritten(tmp_path: Path) -> None:
+    """The claim is put if absent: a writer that has read the version before it cannot get past it."""
+    small_catalog(tmp_path / "c", 1)
+    before = (tmp_path / "c" / "manifest.json").read_bytes()
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        writer.commit(chunk_of("theirs", 1))
+        claimed = writer.manifest
+    with CatalogWriter.open(tmp_path / "c") as writer:  # as if theirs had died between its claim and its manifest
+        (tmp_path / "c" / "manifest.json").unlink()  # its bytes are the claim's too
+        (tmp_path / "c" / "manifest.json").write_bytes(before)
+        writer.manifest = manifests.load(tmp_path / "c")
+        writer.forget()
+        with pytest.raises(ConflictError, match="another writer committed"):
+            writer.commit(chunk_of("ours", 1))
+        assert manifests.dump(writer.manifest) == manifests.dump(claimed)
+        writer.commit(chunk_of("ours", 1))
+    assert verify(tmp_path / "c").ok
+    assert verify(tmp_path / "c").rows["images"] == 4

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import flows.miner
-from catalog.manifest import load, shard
+from catalog.manifest import load
 from catalog.reader import Catalog
 from catalog.verify import verify
 from flows.datasets.dataset import Dataset, load_dataset
@@ -116,7 +116,7 @@ def test_the_nearest_image_is_asked_and_each_chunk_read_once(
 
 def test_what_cannot_be_read_leaves_the_search_cold(mined: Path, tmp_path: Path, denoiser: Denoiser) -> None:
     def damage(table: str) -> None:
-        path = folder / "catalog" / shard(table, chunk)
+        path = folder / "catalog" / load(folder / "catalog").chunks[chunk].shards[table][0]
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[:-20])
 

@@ -20,6 +20,7 @@ import pytest
 import flows.miner
 from catalog.reader import Catalog
 from catalog.verify import verify
+from catalog.writer import CatalogWriter
 from tests.flows import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -156,14 +157,14 @@ STAGES: dict[str, tuple[str, str, int]] = {
     "loading the model": ("mine {w}/recipe.yaml --out {w}/new", "flows.running.open_model", 1),
     "inverting": ("mine {w}/recipe.yaml --out {w}/new", "flows.miner.invert_pictures", 2),
     "mining": ("mine {w}/recipe.yaml --out {w}/new", "flows.miner.mine_image", 2),
-    "committing": ("mine {w}/recipe.yaml --out {w}/new", "catalog.writer._stage_table", 5),
-    "indexing": ("index {w}/catalog", "catalog.index.search_vectors", 2),
-    "searching": ("similar {w}/catalog {id}", "flows.commands.find_similar", 1),
+    "committing": ("mine {w}/recipe.yaml --out {w}/new", "catalog.writer.stage_table", 5),
+    "indexing": ("index {w}/catalog --rebuild", "catalog.index.search_vectors", 2),
+    "searching": ("similar {w}/catalog {id}", "flows.lookup_commands.find_similar", 1),
     "publishing": ("publish {w}/catalog {w}/hub/org/pack --version 1.0.0", "catalog.hub._copy_blob", 3),
     "pulling": ("pull {w}/shop/org/pack --version 1.0.0 --out {w}/pulled", "catalog.hub._copy_flushed", 3),
     "verifying": ("verify {w}/catalog", "catalog.verify.sha256_of", 2),
     "transferring": ("transfer {w}/catalog --image {w}/photos/a.png --region eye --mask {w}/masks/a_eye.png",
-                     "flows.commands.transfer_candidates", 1),
+                     "flows.transferring.transfer_candidates", 1),
     "editing": ("edit {w}/catalog --image {w}/photos/a.png --direction {id}=2 --out {w}/edited.png",
                 "flows.editing.apply_edits", 2),
     "reporting": ("report {w}/catalog --out {w}/report", "flows.report.assemble.decode", 2),
@@ -225,6 +226,9 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_finishes(
     asked = arguments(STAGES[stage][0], stand)
     if stage == "pulling":
         assert tiny.run("publish", stand / "catalog", f"{stand}/shop/org/pack", "--version", "1.0.0") == 0
+    if stage == "indexing":
+        with CatalogWriter.open(stand / "catalog") as writer:
+            writer.replace_indexes({}, {})
     before = content(stand / "catalog")
     capfd.readouterr()
     with monkeypatch.context() as patch:
@@ -249,7 +253,7 @@ def test_a_disk_that_fills_while_mining_keeps_the_chunks_before(
 ) -> None:
     asked = arguments(STAGES["mining"][0], stand)
     with monkeypatch.context() as patch:
-        at_call(patch, "catalog.writer._stage_table", 6, fill_the_disk)
+        at_call(patch, "catalog.writer.stage_table", 6, fill_the_disk)
         assert tiny.run(*asked) == 2
     assert "no space left" in capfd.readouterr().err
     assert images(stand / "new") == tiny.CHUNK

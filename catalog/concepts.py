@@ -1,0 +1,269 @@
+"""Concepts: directions of many images that mean the same, with the prototype that stands for them; see format.md.
+
+`catalog.concept_building` makes them, `CatalogWriter.replace_concepts` stores them, `load_concepts` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalog.fs import inside, sha256_of
+from catalog.pictures import decode_png, effect_picture, encode_png
+from catalog.reader import SHORTEST_PREFIX, Catalog
+from catalog.tables import NORM_TOLERANCE, check_id, check_name
+from pipeline.errors import CatalogError, InputError, NotFoundError
+
+AGREES = 0.5  # signed cosine of a member's effect to the others' from which its image agrees
+_BUILD = "Run `rhumb concepts CATALOG --build`"
+_IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+_MEDIANS = ("gain", "gain_q10", "gain_q90", "leakage", "leakage_q10", "leakage_q90", "strength")
+_SHARES = ("agreement", "effect_agreement", "spread_q10", "spread_q50", "spread_q90")
+_LISTS = {"members": pa.string(), "signs": pa.int8(), "cosines": pa.float32(), "effect_cosines": pa.float32()}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Directions of one region, space, kind and timestep that mean the same, and the direction that stands for them.
+
+    `members` are direction ids, sorted; `signs` +-1 turn each the prototype's way; `cosines` are |cos| of each to the
+    mean of the others, moved to one place, `effect_cosines` the same of effects, signed. `images` have a member, of
+    the `of_images` that have such directions; `agreement` is their ratio. `effect_agreement`: mean signed cosine of
+    the effects of members of different images. `spread`: 10, 50 and 90 % of `cosines`. `gain`, `leakage`, `strength`
+    are medians over the members, measured on their own images; the ranges are 10 and 90 %. `medoid` is the member
+    nearest to the mean: the prototype lies where that image (`image_id`, `region_id`) has the region. `vector` float32
+    in the shape of the space, unit norm: the mean of the members, each turned and moved there. `effect` float32
+    (C, h, w) likewise. `preview` is the medoid's, a PNG: at -strength, 0 and +strength of its own.
+    """
+
+    concept_id: str
+    region: str
+    space: str
+    kind: str
+    timestep: int
+    datasets: tuple[str, ...]
+    members: tuple[str, ...]
+    signs: tuple[int, ...]
+    cosines: tuple[float, ...]
+    effect_cosines: tuple[float, ...]
+    images: int
+    of_images: int
+    agreement: float
+    effect_agreement: float
+    spread: tuple[float, float, float]
+    gain: float
+    gain_range: tuple[float, float]
+    leakage: float
+    leakage_range: tuple[float, float]
+    strength: float
+    medoid: str
+    image_id: str
+    region_id: str | None
+    vector: np.ndarray
+    effect: np.ndarray
+    preview: bytes
+
+    def pictures(self) -> np.ndarray:
+        """uint8 (H, 3 W, 3): the medoid's posterior mean, the prototype's minus way, unchanged, and its plus way."""
+        return decode_png(self.preview, f"concept {self.concept_id}: preview")
+
+
+def _list(dtype: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", dtype))
+
+
+def _vector(name: str, shape: Sequence[int], nullable: bool = False) -> pa.Field:
+    items = pa.list_(pa.field("element", pa.float16(), nullable=False), prod(shape))
+    return pa.field(name, items, nullable=nullable)
+
+
+def concepts_schema(spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...]) -> pa.Schema:
+    """Arrow schema of the table `concepts`: one row each, vectors as float16, those of the other space null."""
+    texts = ("concept_id", "region", "space", "kind")
+    fields = [pa.field(name, pa.string(), nullable=False) for name in texts]
+    fields.append(pa.field("timestep", pa.int32(), nullable=False))
+    fields.append(pa.field("datasets", _list(pa.string()), nullable=False))
+    fields += [pa.field(name, _list(dtype), nullable=False) for name, dtype in _LISTS.items()]
+    fields += [pa.field(name, pa.int64(), nullable=False) for name in ("images", "of_images")]
+    fields += [pa.field(name, pa.float64(), nullable=False) for name in (*_SHARES, *_MEDIANS)]
+    fields += [pa.field(name, pa.string(), nullable=False) for name in ("medoid", "image_id")]
+    fields += [pa.field("region_id", pa.string()), pa.field("parents", _list(pa.string()), nullable=False)]
+    fields += [pa.field(name, _IMAGE) for name in ("effect", "preview")]
+    fields.append(_vector("effect_vector", effect_shape))
+    fields += [_vector(f"{space}_vector", spaces[space], nullable=True) for space in sorted(spaces)[::-1]]
+    features = {field.name: _feature(field) for field in fields}
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature(field: pa.Field) -> dict[str, Any]:
+    """The `datasets` feature of a field, in its JSON form."""
+    if field.type == _IMAGE:
+        return {"_type": "Image"}
+    names = {"halffloat": "float16", "float": "float32", "double": "float64"}
+    listed = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    plain = field.type.value_type if listed else field.type
+    value = {"dtype": names.get(str(plain), str(plain)), "_type": "Value"}
+    if not listed:
+        return value
+    sized = {"length": field.type.list_size} if pa.types.is_fixed_size_list(field.type) else {}
+    return {"feature": value, **sized, "_type": "List"}
+
+
+def _halves(array: np.ndarray, field: str) -> np.ndarray:
+    """A unit vector as flat float16. Raises CatalogError: not finite, or a norm off by more than 1e-3."""
+    with np.errstate(over="ignore"):
+        halves = array.astype(np.float16).ravel()
+    norm = np.linalg.norm(halves.astype(np.float64))
+    if not abs(norm - 1) <= NORM_TOLERANCE:
+        raise CatalogError(field, f"norm {norm:.6g}", f"unit norm within {NORM_TOLERANCE:g}")
+    return halves
+
+
+def concepts_table(
+    concepts: Sequence[Concept], spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...]
+) -> pa.Table:
+    """Concepts as the table that is stored, sorted by id. Raises CatalogError: a vector that is not of unit norm."""
+    schema = concepts_schema(spaces, effect_shape)
+    rows = [_row(concept) for concept in sorted(concepts, key=lambda c: c.concept_id)]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _row(concept: Concept) -> dict[str, Any]:
+    at = f"concept {concept.concept_id}"
+    row = {name: getattr(concept, name) for name in Concept.__dataclass_fields__ if name not in ("vector", "spread")}
+    row |= dict(zip(("spread_q10", "spread_q50", "spread_q90"), concept.spread, strict=True))
+    for name in ("gain", "leakage"):
+        row[f"{name}_q10"], row[f"{name}_q90"] = row.pop(f"{name}_range")
+    row["parents"] = concept.members
+    row["preview"] = {"bytes": concept.preview, "path": None}
+    row["effect_vector"] = _halves(concept.effect, f"{at}: effect")
+    # Of what is stored, so that a concept that is read and stored again stays the same to the byte.
+    picture = effect_picture(row["effect_vector"].astype(np.float32).reshape(concept.effect.shape))
+    row["effect"] = {"bytes": encode_png(picture), "path": None}
+    row[f"{concept.space}_vector"] = _halves(concept.vector, f"{at}: vector")
+    return row
+
+
+def read_concepts(
+    table: pa.Table | None, spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...], name: str = "concepts"
+) -> list[Concept]:
+    """The concepts of a stored table, sorted by id. Raises CatalogError naming `name`, the concept and the field."""
+    schema = concepts_schema(spaces, effect_shape)
+    if table is None or table.schema.names != schema.names or table.schema.types != schema.types:
+        raise CatalogError(name, "other columns or types", "those of a table of concepts", _BUILD)
+    concepts = [_concept(row, spaces, effect_shape, name) for row in table.to_pylist()]
+    ids = [concept.concept_id for concept in concepts]
+    if len(set(ids)) != len(ids):
+        raise CatalogError(f"{name}: concept_id", "an id twice", "ids that are unique", _BUILD)
+    return sorted(concepts, key=lambda concept: concept.concept_id)
+
+
+def _concept(
+    row: dict[str, Any], spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...], name: str
+) -> Concept:
+    at = f"{name}: concept {check_id(row['concept_id'], f'{name}: concept_id')}"
+    for field in ("region", "space", "kind"):
+        check_name(row[field], f"{at}: {field}")
+    for field in ("medoid", "image_id"):
+        check_id(row[field], f"{at}: {field}")
+    if row["region_id"] is not None:
+        check_id(row["region_id"], f"{at}: region_id")
+    if row["space"] not in spaces:
+        raise CatalogError(f"{at}: space", row["space"], f"one of {', '.join(spaces)}")
+    lengths = {field: len(row[field]) for field in _LISTS}
+    if len(set(lengths.values())) != 1 or not row["members"] or row["medoid"] not in row["members"]:
+        raise CatalogError(f"{at}: members", f"lists of {lengths}", "equally long ones, the medoid among the members")
+    for member in row["members"]:
+        check_id(member, f"{at}: members")
+    if set(row["signs"]) - {-1, 1}:
+        raise CatalogError(f"{at}: signs", sorted(set(row["signs"]))[:4], "-1 or 1")
+    numbers = [row[field] for field in (*_SHARES, *_MEDIANS)] + row["cosines"] + row["effect_cosines"]
+    if not np.isfinite(np.array(numbers, dtype=np.float64)).all():
+        raise CatalogError(f"{at}: figures", "NaN, infinity or nothing", "finite numbers")
+    if not 0 < row["images"] <= row["of_images"]:
+        raise CatalogError(f"{at}: images", f"{row['images']} of {row['of_images']}", "at least one, at most all")
+    if row["preview"] is None or row["preview"]["bytes"] is None or row[f"{row['space']}_vector"] is None:
+        raise CatalogError(at, "no preview or no vector", "both")
+    vector = np.array(row[f"{row['space']}_vector"], dtype=np.float32).reshape(spaces[row["space"]])
+    effect = np.array(row["effect_vector"], dtype=np.float32).reshape(effect_shape)
+    _halves(vector, f"{at}: vector")
+    _halves(effect, f"{at}: effect")
+    plain = ("concept_id", "region", "space", "kind", "timestep", "images", "of_images", "agreement")
+    more = ("effect_agreement", "gain", "leakage", "strength", "medoid", "image_id", "region_id")
+    fields: dict[str, Any] = {field: row[field] for field in plain + more}
+    fields |= {field: tuple(row[field]) for field in ("datasets", *_LISTS)}
+    return Concept(
+        **fields,
+        spread=(row["spread_q10"], row["spread_q50"], row["spread_q90"]),
+        gain_range=(row["gain_q10"], row["gain_q90"]),
+        leakage_range=(row["leakage_q10"], row["leakage_q90"]),
+        vector=vector,
+        effect=effect,
+        preview=row["preview"]["bytes"],
+    )
+
+
+def stored_table(catalog: Catalog) -> pa.Table | None:
+    """The table of concepts that a catalog holds, made of its directions or of former ones; None without.
+
+    Raises CatalogError: missing or changed file.
+    """
+    entry = catalog.manifest.concepts
+    if entry is None:
+        return None
+    path = inside(catalog.folder, entry.path)
+    if not path.is_file() or sha256_of(path) != catalog.manifest.files[entry.path].sha256:
+        raise CatalogError(str(path), "a missing or changed file", "the concepts as committed", _BUILD)
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if file.metadata.num_rows != entry.rows:
+                raise CatalogError(str(path), f"{file.metadata.num_rows} rows", f"{entry.rows}", _BUILD)
+            return file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise CatalogError(str(path), f"an unreadable file ({str(error)[:120]})", "a Parquet table", _BUILD) from error
+
+
+def load_concepts(catalog: Catalog) -> list[Concept]:
+    """The concepts of a catalog, sorted by id. Cost: reads one file.
+
+    Raises CatalogError: none built yet, built of other directions than the catalog holds now, or damaged.
+    """
+    table, entry = stored_table(catalog), catalog.manifest.concepts
+    if table is None or entry is None:
+        raise CatalogError("concepts", "none in the catalog", "concepts of its directions", _BUILD)
+    if entry.directions_fingerprint != catalog.manifest.directions_fingerprint:
+        raise CatalogError("concepts", "those built before the last commit", "concepts of these directions", _BUILD)
+    provenance = catalog.manifest.provenance
+    return read_concepts(table, provenance.shapes, provenance.effect_shape, entry.path)
+
+
+def find_concept(concepts: Sequence[Concept], key: str) -> Concept:
+    """The concept of an id, or of a prefix of at least 6 digits that is unique. Raises NotFoundError, InputError."""
+    if len(key) < SHORTEST_PREFIX:
+        raise InputError("concept_id", repr(key), f"at least {SHORTEST_PREFIX} digits of an id")
+    found = [concept for concept in concepts if concept.concept_id.startswith(key)]
+    if len(found) > 1:
+        raise InputError("concept_id", f"{key}, the start of {len(found)} ids", "a longer prefix")
+    if not found:
+        raise NotFoundError("concept_id", key[:80], "the id of a concept", "`rhumb concepts CATALOG` lists them")
+    return found[0]
+
+
+def disagreeing_images(catalog: Catalog, concept: Concept) -> list[str]:
+    """Ids of images that have directions of the concept's region, space, kind and timestep, and do not bear it out.
+
+    They have no member, or none whose effect has a cosine of at least 0.5 to the mean of the other members'. Sorted.
+    """
+    names = ("region", "space", "kind", "timestep")
+    rows = catalog.select(**{name: getattr(concept, name) for name in names})
+    images = catalog.column("image_id")
+    of_all = set(images.filter(pa.array(rows)).unique().to_pylist())
+    agreeing = {key for key, cosine in zip(concept.members, concept.effect_cosines, strict=True) if cosine >= AGREES}
+    return sorted(of_all - {row["image_id"] for row in catalog.rows(sorted(agreeing), ["image_id"])})
