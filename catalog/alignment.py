@@ -11,7 +11,7 @@ from math import floor
 import numpy as np
 
 from catalog.reader import Catalog
-from pipeline.errors import NotFoundError
+from pipeline.errors import CatalogError, NotFoundError
 
 
 def unit_rows(array: np.ndarray) -> np.ndarray:
@@ -25,6 +25,7 @@ def mask_centres(catalog: Catalog, image_ids: Sequence[str], region: str) -> np.
     """(n, 2) float64 centres of gravity (down, right) of a region's masks as shares of the picture's height and width.
 
     NaN where an image has no mask of that name, as joint components have none. Decodes one mask per distinct image.
+    Raises CatalogError for a mask without a pixel.
     """
     known = {image_id: _centre(catalog, image_id, region) for image_id in dict.fromkeys(image_ids)}
     return np.array([known[image_id] for image_id in image_ids], dtype=np.float64).reshape(-1, 2)
@@ -35,6 +36,8 @@ def _centre(catalog: Catalog, image_id: str, region: str) -> tuple[float, float]
         mask = catalog.mask(image_id, region)
     except NotFoundError:
         return np.nan, np.nan
+    if not mask.any():
+        raise CatalogError(f"image {image_id}: mask of {region}", "no pixel", "a mask", "Run `rhumb verify`")
     down, right = (np.argwhere(mask).mean(axis=0) + 0.5) / mask.shape
     return float(down), float(right)
 

@@ -55,8 +55,11 @@ def _size_category(rows: int) -> str:
 
 
 def catalog_card(provenance: Provenance) -> bytes:
-    """The card of a working catalog. It holds no counts, so it never changes while the catalog grows."""
-    text = f"""{_yaml({"tags": ["rhumb", "editing-directions"]})}
+    """The card of a working catalog. It holds no counts, so it never changes while the catalog grows.
+
+    It names the concepts from the beginning: `datasets` looks for a table's files when that table is asked for.
+    """
+    text = f"""{_yaml({"tags": ["rhumb", "editing-directions"]}, [*TABLES, "concepts"])}
 # Catalog of editing directions
 
 Directions in the latent and bottleneck spaces of a diffusion model, found per image and region.

@@ -182,6 +182,8 @@ class DctCodec(Codec):
         for row, vector in enumerate(self._checked(vectors, column)):
             coefficients = self.coefficients(vector.astype(np.float64))
             numbers = _whole_already(coefficients)
+            if numbers is not None and not self._near(numbers, coefficients):
+                numbers = None
             encoded[row] = _packed(self._rounded(coefficients, column) if numbers is None else numbers)
         return {column: encoded}
 
@@ -205,16 +207,14 @@ class DctCodec(Codec):
 
     def _rounded(self, coefficients: np.ndarray, column: str) -> np.ndarray:
         """Whole numbers (D,) int64 by the largest step that keeps the cosine."""
-        magnitudes, norm = np.abs(coefficients), math.sqrt(float(coefficients @ coefficients))
+        magnitudes = np.abs(coefficients)
         peak = float(magnitudes.max())
 
         def wholes(step: float) -> np.ndarray:
             return np.asarray(np.floor(magnitudes / step + ROUNDING))
 
         def near(step: float) -> bool:
-            whole = wholes(step)
-            length = math.sqrt(float(whole @ whole))
-            return float(whole @ magnitudes) >= (self.spec.cosine + _MARGIN) * length * norm and length > 0
+            return self._near(wholes(step), magnitudes)
 
         low, high = 0, len(STEPS) - 1  # the answer lies in [low, high] where cosines fall as steps grow
         while low < high:
@@ -229,6 +229,12 @@ class DctCodec(Codec):
                 "Store the vectors of this space as float16",
             )  # fmt: skip
         return np.asarray(np.sign(coefficients) * wholes(STEPS[low]), dtype=np.int64)
+
+    def _near(self, numbers: np.ndarray, coefficients: np.ndarray) -> bool:
+        """Whether whole numbers (D,) keep the promised cosine to coefficients (D,)."""
+        wide = np.asarray(numbers, dtype=np.float64)
+        lengths = math.sqrt(float(wide @ wide)) * math.sqrt(float(coefficients @ coefficients))
+        return lengths > 0 and float(wide @ coefficients) >= (self.spec.cosine + _MARGIN) * lengths
 
     def _unpacked(self, value: Any, column: str) -> np.ndarray:
         """The stored numbers, uint16 (D,), of one row."""
@@ -317,6 +323,8 @@ def _whole_already(coefficients: np.ndarray) -> np.ndarray | None:
         numbers = np.rint(near / step)
         step = float(near @ numbers) / float(numbers @ numbers)
     numbers = np.rint(coefficients / step)
+    if np.abs(numbers).max() > _MOST:
+        return None
     rest = np.abs(coefficients - step * numbers).max()
     return numbers.astype(np.int64) if rest < step / 64 else None  # chance leaves half a step
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from catalog.fs import inside
+from catalog.index import shard_codes
 from catalog.manifest import IndexEntry, Manifest
 from catalog.reader import Catalog
 from catalog.schema import TABLES
@@ -33,8 +33,8 @@ def compact(folder: str | Path, shard_bytes: int = SHARD_BYTES) -> Compacted:
     """Merge shards that are smaller than half of `shard_bytes` into ones of about that size, table by table.
 
     One commit for each merged shard, so an interruption loses at most one; a second run merges nothing. Search indexes
-    go on as they are. Raises InputError, NotFoundError, CatalogError (a damaged shard is never merged), ConflictError
-    (another writer).
+    go on as they are. Raises InputError, NotFoundError, CatalogError (a damaged shard is never merged, nor are damaged
+    codes), ConflictError (another writer).
     """
     if shard_bytes < 2**16:
         raise InputError("shard bytes", shard_bytes, "at least 65,536")
@@ -72,7 +72,7 @@ def _merge(writer: CatalogWriter, table: str, paths: Sequence[str]) -> None:
         chunks = {name: entry.moved(moved) for name, entry in now.chunks.items()}
         indexes = now.indexes
         if table == "directions":
-            indexes = {name: _joined(writer, transaction, name, entry, moved) for name, entry in indexes.items()}
+            indexes = {name: _joined(catalog, transaction, name, entry, moved) for name, entry in indexes.items()}
         kept = {path for entry in indexes.values() for path in entry.files}
         former = [path for entry in now.indexes.values() for path in entry.files]
         obsolete = [*paths, *(path for path in former if path not in kept)]
@@ -80,15 +80,15 @@ def _merge(writer: CatalogWriter, table: str, paths: Sequence[str]) -> None:
 
 
 def _joined(
-    writer: CatalogWriter, transaction: Transaction, name: str, entry: IndexEntry, moved: Mapping[str, str]
+    catalog: Catalog, transaction: Transaction, name: str, entry: IndexEntry, moved: Mapping[str, str]
 ) -> IndexEntry:
-    """An index after shards became one: their codes joined, as they are; left out where one of them had none."""
+    """An index after shards became one: their codes joined, as they are; left out where one of them had none.
+
+    Raises CatalogError for codes that are not as committed: joined, they would pass for whole ones.
+    """
     codes = {path: own for path, own in entry.codes.items() if path not in moved}
-    parts = [entry.codes[path] for path in moved if path in entry.codes]
-    if len(parts) == len(moved):
-        known = writer.manifest.files
-        read = (coded.read(inside(writer.folder, path), entry.spec, known[path].rows or 0) for path in parts)
-        joined, stream = coded.join(list(read), entry.spec), io.BytesIO()
+    if entry.codes.keys() >= moved.keys():
+        joined, stream = coded.join([shard_codes(catalog, name, path) for path in moved], entry.spec), io.BytesIO()
         coded.write(joined, entry.spec, stream)
         data, place = stream.getvalue(), f"index/{name}-{{digest}}.parquet"
         codes[next(iter(moved.values()))], _ = transaction.stage(place, lambda out: out.write(data), len(joined))

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,7 +19,9 @@ import pyarrow.parquet as pq
 from catalog.fs import inside, sha256_of
 from catalog.pictures import decode_png, effect_picture, encode_png
 from catalog.reader import SHORTEST_PREFIX, Catalog
-from catalog.tables import NORM_TOLERANCE, check_id, check_name
+from catalog.rules import check_concept, check_id
+from catalog.shards import open_shard
+from catalog.tables import NORM_TOLERANCE
 from pipeline.errors import CatalogError, InputError, NotFoundError
 
 AGREES = 0.5  # signed cosine of a member's effect to the others' from which its image agrees
@@ -26,6 +29,7 @@ _BUILD = "Run `rhumb concepts CATALOG --build`"
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _MEDIANS = ("gain", "gain_q10", "gain_q90", "leakage", "leakage_q10", "leakage_q90", "strength")
 _SHARES = ("agreement", "effect_agreement", "spread_q10", "spread_q50", "spread_q90")
+_GROUP = ("region", "space", "kind", "timestep")  # what all members of a concept share
 _LISTS = {"members": pa.string(), "signs": pa.int8(), "cosines": pa.float32(), "effect_cosines": pa.float32()}
 
 
@@ -156,43 +160,40 @@ def read_concepts(
 ) -> list[Concept]:
     """The concepts of a stored table, sorted by id. Raises CatalogError naming `name`, the concept and the field."""
     schema = concepts_schema(spaces, effect_shape)
-    if table is None or table.schema.names != schema.names or table.schema.types != schema.types:
+    if table is None or not table.schema.equals(schema):
         raise CatalogError(name, "other columns or types", "those of a table of concepts", _BUILD)
-    concepts = [_concept(row, spaces, effect_shape, name) for row in table.to_pylist()]
+    try:
+        table.validate(full=True)
+        missing = [f.name for f in schema if not f.nullable and table.column(f.name).null_count]
+        if missing:
+            raise CatalogError(f"{name}: concepts: {missing[0]}", "null", "a value in every row", _BUILD)
+        vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+        rows = table.drop_columns(vectors).to_pylist()
+        shapes = {**{f"{space}_vector": shape for space, shape in spaces.items()}, "effect_vector": effect_shape}
+        for i, row in enumerate(rows):
+            row |= {field: _array(table.column(field)[i], shapes[field]) for field in vectors}
+        concepts = [_concept(row, spaces, name) for row in rows]
+    except CatalogError:
+        raise
+    except (LookupError, TypeError, ValueError, pa.ArrowException) as error:
+        raise CatalogError(name, f"unreadable values ({str(error)[:120]})", "a table of concepts", _BUILD) from error
     ids = [concept.concept_id for concept in concepts]
     if len(set(ids)) != len(ids):
         raise CatalogError(f"{name}: concept_id", "an id twice", "ids that are unique", _BUILD)
     return sorted(concepts, key=lambda concept: concept.concept_id)
 
 
-def _concept(
-    row: dict[str, Any], spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...], name: str
-) -> Concept:
+def _array(value: pa.FixedSizeListScalar, shape: tuple[int, ...]) -> np.ndarray | None:
+    """float32 of a stored vector in its shape, None for a null."""
+    if not value.is_valid:
+        return None
+    return np.asarray(value.values.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(shape)
+
+
+def _concept(row: dict[str, Any], spaces: Mapping[str, tuple[int, ...]], name: str) -> Concept:
     at = f"{name}: concept {check_id(row['concept_id'], f'{name}: concept_id')}"
-    for field in ("region", "space", "kind"):
-        check_name(row[field], f"{at}: {field}")
-    for field in ("medoid", "image_id"):
-        check_id(row[field], f"{at}: {field}")
-    if row["region_id"] is not None:
-        check_id(row["region_id"], f"{at}: region_id")
-    if row["space"] not in spaces:
-        raise CatalogError(f"{at}: space", row["space"], f"one of {', '.join(spaces)}")
-    lengths = {field: len(row[field]) for field in _LISTS}
-    if len(set(lengths.values())) != 1 or not row["members"] or row["medoid"] not in row["members"]:
-        raise CatalogError(f"{at}: members", f"lists of {lengths}", "equally long ones, the medoid among the members")
-    for member in row["members"]:
-        check_id(member, f"{at}: members")
-    if set(row["signs"]) - {-1, 1}:
-        raise CatalogError(f"{at}: signs", sorted(set(row["signs"]))[:4], "-1 or 1")
-    numbers = [row[field] for field in (*_SHARES, *_MEDIANS)] + row["cosines"] + row["effect_cosines"]
-    if not np.isfinite(np.array(numbers, dtype=np.float64)).all():
-        raise CatalogError(f"{at}: figures", "NaN, infinity or nothing", "finite numbers")
-    if not 0 < row["images"] <= row["of_images"]:
-        raise CatalogError(f"{at}: images", f"{row['images']} of {row['of_images']}", "at least one, at most all")
-    if row["preview"] is None or row["preview"]["bytes"] is None or row[f"{row['space']}_vector"] is None:
-        raise CatalogError(at, "no preview or no vector", "both")
-    vector = np.array(row[f"{row['space']}_vector"], dtype=np.float32).reshape(spaces[row["space"]])
-    effect = np.array(row["effect_vector"], dtype=np.float32).reshape(effect_shape)
+    check_concept(row, spaces, at)
+    vector, effect = row[f"{row['space']}_vector"], row["effect_vector"]
     _halves(vector, f"{at}: vector")
     _halves(effect, f"{at}: effect")
     plain = ("concept_id", "region", "space", "kind", "timestep", "images", "of_images", "agreement")
@@ -213,21 +214,85 @@ def _concept(
 def stored_table(catalog: Catalog) -> pa.Table | None:
     """The table of concepts that a catalog holds, made of its directions or of former ones; None without.
 
-    Raises CatalogError: missing or changed file.
+    Nothing is unpacked before the file's bytes, footer, columns, rows and sizes are those that it may have. Raises
+    CatalogError: missing or changed file, or one of absurd lengths.
     """
     entry = catalog.manifest.concepts
     if entry is None:
         return None
-    path = inside(catalog.folder, entry.path)
-    if not path.is_file() or sha256_of(path) != catalog.manifest.files[entry.path].sha256:
+    path, known = inside(catalog.folder, entry.path), catalog.manifest.files[entry.path]
+    if not path.is_file() or path.stat().st_size != known.bytes or sha256_of(path) != known.sha256:
         raise CatalogError(str(path), "a missing or changed file", "the concepts as committed", _BUILD)
+    schema = concepts_schema(catalog.layout.spaces, catalog.layout.effect_shape)
+    members = max(1, catalog.manifest.rows("directions"))  # no direction of a group is in two concepts
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if file.metadata.num_rows != entry.rows:
-                raise CatalogError(str(path), f"{file.metadata.num_rows} rows", f"{entry.rows}", _BUILD)
+        with open_shard(path, known, schema, longest=members) as file:
+            _check_sizes(file.metadata, schema, entry.rows, members, str(path))
+            file.check_pages()
             return file.read()
-    except (OSError, pa.ArrowException) as error:
-        raise CatalogError(str(path), f"an unreadable file ({str(error)[:120]})", "a Parquet table", _BUILD) from error
+    except CatalogError as error:  # concepts are built anew, where shards are pulled or mined again
+        raise CatalogError(error.field, error.found, error.expected, _BUILD) from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise CatalogError(str(path), f"an unreadable file ({str(error)[:200]})", "a whole table", _BUILD) from error
+
+
+def _check_sizes(metadata: pq.FileMetaData, schema: pa.Schema, rows: int, members: int, path: str) -> None:
+    """Raise CatalogError unless a footer states `rows` concepts, whose lists hold `members` together at most."""
+    if metadata.num_rows != rows:
+        raise CatalogError(path, f"{metadata.num_rows} rows", f"{rows}", _BUILD)
+    listed = {field.name for field in schema if pa.types.is_list(field.type)}
+    values: Counter[str] = Counter()
+    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+        for column in (group.column(i) for i in range(group.num_columns)):
+            values[column.path_in_schema.split(".")[0]] += column.num_values
+    for name in sorted(listed):
+        if values[name] > members + rows:
+            raise CatalogError(f"{path}: {name}", f"{values[name]} values", f"at most {members} and {rows}", _BUILD)
+
+
+def concept_problems(catalog: Catalog) -> Iterator[str]:
+    """What is wrong with the concepts of a catalog, which may be those of a former version: rows, pictures, joins.
+
+    Cost: reads one file, and the columns of all directions that say what they are of.
+    """
+    entry = catalog.manifest.concepts
+    table = stored_table(catalog)
+    if entry is None or table is None:
+        return
+    concepts = read_concepts(table, catalog.layout.spaces, catalog.layout.effect_shape, entry.path)
+    effects = dict(zip(table.column("concept_id").to_pylist(), table.column("effect").to_pylist(), strict=True))
+    for concept in concepts:
+        at = f"concept {concept.concept_id}"
+        try:
+            decode_png(effects[concept.concept_id]["bytes"], f"{at}: effect")
+            shown = concept.pictures().shape
+            if shown != catalog.preview(concept.medoid).shape:
+                yield f"{at}: preview of {shown}, not as large as its medoid's"
+        except (CatalogError, NotFoundError) as error:
+            yield str(error)
+        yield from (f"{at}: {what}" for what in _odd_joins(catalog, concept))
+
+
+def _odd_joins(catalog: Catalog, concept: Concept) -> Iterator[str]:
+    """What of a concept is not as the directions it was made of have it."""
+    wanted, ids = np.array(concept.members, dtype="S32"), catalog.ids()
+    places = np.minimum(np.searchsorted(ids, wanted), max(0, len(ids) - 1))
+    missing = [member for member in concept.members if not catalog.holds(member)]
+    for member in missing:
+        yield f"member {member} is not in the catalog"
+    if missing:
+        return
+    of_members = {name: catalog.column(name).take(pa.array(places)) for name in (*_GROUP, "dataset", "image_id")}
+    for name in _GROUP:
+        if of_members[name].unique().to_pylist() != [getattr(concept, name)]:
+            yield f"{name} {getattr(concept, name)} is not that of its members"
+    if sorted(of_members["dataset"].unique().to_pylist()) != sorted(concept.datasets):
+        yield "datasets are not those of its members"
+    if len(of_members["image_id"].unique()) != concept.images:
+        yield f"{concept.images} images, {len(of_members['image_id'].unique())} with members"
+    home = catalog.rows([concept.medoid], ["image_id", "region_id"])[0]
+    if home != {"image_id": concept.image_id, "region_id": concept.region_id}:
+        yield f"image {concept.image_id}, region {concept.region_id} are not those of its medoid"
 
 
 def load_concepts(catalog: Catalog) -> list[Concept]:

@@ -17,7 +17,7 @@ FORMATS = ("npz", "safetensors")
 
 
 def export(catalog: Catalog, ids: Sequence[str], form: str) -> bytes:
-    """Chosen directions as the bytes of an .npz or .safetensors file.
+    """Chosen directions as the bytes of an .npz or .safetensors file, each once however often and briefly it is named.
 
     Of each space: `x` (n, C, H, W) float32 and `x_effect` (n, c, h, w) float32, likewise `h`. What describes them is
     JSON: the array `about` (bytes, uint8) of an .npz, the metadata entry `about` of a .safetensors file. It holds per
@@ -30,7 +30,7 @@ def export(catalog: Catalog, ids: Sequence[str], form: str) -> bytes:
         raise InputError("format", form, " | ".join(FORMATS))
     if not ids:
         raise InputError("directions", "none", "at least one to export", "Choose others by id, region, space or kind")
-    keys = [catalog.resolve(key) for key in dict.fromkeys(ids)]
+    keys = list(dict.fromkeys(catalog.resolve(key) for key in ids))
     rows = catalog.rows(keys)
     arrays: dict[str, np.ndarray] = {}
     described: dict[str, list[dict[str, Any]]] = {}

@@ -20,7 +20,7 @@ def upgraded(value: dict[str, Any]) -> dict[str, Any]:
         for table, rows in _mapping(_mapping(entry).get("rows")).items()
         if rows == 0
     }
-    owned = {path for entry in indexes.values() for key in ("faiss", "ids") if (path := _mapping(entry).get(key))}
+    owned = {str(_mapping(entry).get(key)) for entry in indexes.values() for key in ("faiss", "ids")}
     return {
         **value,
         "format_version": "2",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog.fs import CACHE, footer_sha256, inside, sha256_of
+from catalog.fs import CACHE, inside, sha256_of
 from catalog.manifest import IndexEntry
 from catalog.reader import Catalog
 from catalog.records import content_id
@@ -31,6 +31,8 @@ from pipeline.errors import CatalogError
 _BLOCK = 1024
 _MAPPED_FROM = 2**25  # bytes of codes above which their lists are merged into one file and mapped
 EFFECT = "effect"
+_STAGED = 2**26  # bytes of codes that are held before they are committed
+_FEWEST = 16  # lists that any index may have, however few its directions
 _STRAY = 0.25  # share of a code's bytes that rounding on another machine may change
 
 
@@ -107,12 +109,15 @@ def _stored(data: bytes, name: str, rows: int | None, files: dict[str, Stored]) 
 
 def build_index(
     catalog: Catalog, name: str, seed: int = 0, rebuild: bool = False, memory: int = MEMORY
-) -> tuple[IndexEntry, dict[str, Stored]]:
-    """An index of all directions: what the manifest says of it, and the files that the catalog does not have yet.
+) -> Iterator[tuple[IndexEntry, dict[str, Stored]]]:
+    """An index of all directions, in steps to be committed one after the other.
 
-    Shards that have codes keep them. The quantiser is trained anew only with `rebuild`, or once the catalog has
-    outgrown its type. Randomness: `seed`, where something is trained. Cost: reads the vectors of new shards once, of a
-    sample twice. Raises CatalogError for a damaged index.
+    A step: what the manifest is to say of the index, and the files that the catalog does not have yet. An index with
+    codes of some shards only is stale to whoever opens it, and what the next call goes on from. Shards that have codes
+    keep them. The quantiser is trained anew only with `rebuild`, or once the catalog has outgrown its type.
+
+    Randomness: `seed`, where something is trained. Cost: reads the vectors of new shards once, of a sample twice; holds
+    the codes of one shard, and up to 64 MiB of other ones. Raises CatalogError for a damaged index.
     """
     rows = int(np.count_nonzero(_present(catalog, name)))
     spec, entry = choose(rows, _entries(catalog, name), seed, memory), catalog.manifest.indexes.get(name)  # type: ignore[call-overload]
@@ -120,46 +125,52 @@ def build_index(
     shards = catalog.manifest.shards("directions")
     if entry is None or rebuild or outgrown(entry.spec, spec):
         spec, quantiser = _trained(catalog, name, spec)
-        data = dump(quantiser) if needs_quantiser(spec) else None
-        stored = (
-            None
-            if data is None
-            else _stored(data, f"{name}-quantiser", sum(map(len, quantiser.arrays().values())), files)
-        )
+        stored = None
+        if needs_quantiser(spec):
+            stored = _stored(dump(quantiser), f"{name}-quantiser", sum(map(len, quantiser.arrays().values())), files)
         codes: dict[str, str] = {}
     else:
         spec, quantiser, stored = entry.spec, load_quantiser(catalog, name, entry), entry.quantiser
         codes = {shard: path for shard, path in entry.codes.items() if shard in shards}
-    for shard in shards:
-        if shard not in codes:
-            own, stream = _encoded(catalog, name, shard, spec, quantiser), io.BytesIO()
-            coded.write(own, spec, stream)
-            codes[shard] = _stored(stream.getvalue(), name, len(own), files)
-    return IndexEntry(spec=spec, quantiser=stored, codes=codes, rows=rows), files
+    for shard in (shard for shard in shards if shard not in codes):
+        own, stream = _encoded(catalog, name, shard, spec, quantiser), io.BytesIO()
+        coded.write(own, spec, stream)
+        codes[shard] = _stored(stream.getvalue(), name, len(own), files)
+        if sum(len(data) for data, _ in files.values()) >= _STAGED:
+            yield IndexEntry(spec=spec, quantiser=stored, codes=dict(codes), rows=rows), files
+            files = {}
+    yield IndexEntry(spec=spec, quantiser=stored, codes=codes, rows=rows), files
 
 
-def _kept(catalog: Catalog, entry: IndexEntry) -> bool:
-    """Whether the files of an index are as committed; one that is not is built anew."""
-    known = catalog.manifest.files
-    paths = [(inside(catalog.folder, path), known[path].sha256) for path in entry.files]
-    return all(path.is_file() and sha256_of(path) == digest for path, digest in paths)
+def _kept(catalog: Catalog, name: str, entry: IndexEntry) -> bool:
+    """Whether an index is as committed and fits its catalog; one that is not is built anew."""
+    _present(catalog, name)  # a damaged shard raises here: it is no fault of the index
+    try:
+        for path in entry.files:
+            checked(catalog, path)
+        load_quantiser(catalog, name, entry)
+    except CatalogError:
+        return False
+    known, shards = catalog.manifest.files, set(catalog.manifest.shards("directions"))
+    own = [(shard, path) for shard, path in entry.codes.items() if shard in shards]
+    return all(_shard_codes(catalog, name, shard) == known[path].rows for shard, path in own)
 
 
 def build_indexes(folder: str | Path, seed: int = 0, rebuild: bool = False) -> dict[str, int]:
     """Build or continue, and commit, all indexes of a catalog; returns entries per index. See `build_index`.
 
-    One commit per index, so that an interruption keeps those that are done. Raises ConflictError while another writer
-    is at work.
+    A commit for every 64 MiB of codes, so that an interruption keeps most of what is done. Raises ConflictError while
+    another writer is at work.
     """
     counts = {}
     with CatalogWriter.open(folder) as writer:
         _drop_damaged(writer)
         catalog = Catalog(writer.folder, writer.manifest)
         for name in index_names(catalog):
-            entry, files = build_index(catalog, name, seed, rebuild)
-            if entry != catalog.manifest.indexes.get(name):  # type: ignore[call-overload]
-                writer.replace_indexes({**dict(writer.manifest.indexes.items()), name: entry}, files)
-            counts[name] = entry.rows
+            for entry, files in build_index(catalog, name, seed, rebuild):
+                if entry != writer.manifest.indexes.get(name):  # type: ignore[call-overload]
+                    writer.replace_indexes({**dict(writer.manifest.indexes.items()), name: entry}, files)
+                counts[name] = entry.rows
         catalog.close()
         with Catalog(writer.folder, writer.manifest) as built:
             _merge_lists(built)
@@ -167,51 +178,54 @@ def build_indexes(folder: str | Path, seed: int = 0, rebuild: bool = False) -> d
 
 
 def _drop_damaged(writer: CatalogWriter) -> None:
-    """Leave out indexes with a file that is not as committed: a whole one of the same name could not take its place."""
+    """Leave out indexes that are not as committed: a whole file could not take the place of a damaged one."""
     with Catalog(writer.folder, writer.manifest) as catalog:
-        whole = {str(name): entry for name, entry in catalog.manifest.indexes.items() if _kept(catalog, entry)}
+        whole = {str(name): entry for name, entry in catalog.manifest.indexes.items() if _kept(catalog, name, entry)}
     if len(whole) < len(writer.manifest.indexes):
         writer.replace_indexes(whole, {})
 
 
 def _cache_path(catalog: Catalog, name: str, entry: IndexEntry) -> Path:
-    """Where the merged lists of an index lie: named by all that they are made of, so stale ones are never found."""
-    known = catalog.manifest.files
-    parts = [entry.spec.model_dump(), sorted(known[path].sha256 for path in entry.files)]
-    return catalog.folder / CACHE / f"{name}-{content_id(parts, catalog.manifest.directions_fingerprint)}.lists"
+    """Where the merged lists of an index lie: named by what their rows and codes follow from, so stale ones are never
+    found. Shards are no part of it, since rows count by id: lists outlive compaction.
+    """
+    quantiser = entry.quantiser and catalog.manifest.files[entry.quantiser].sha256
+    parts = [entry.spec.model_dump(), quantiser, entry.rows, catalog.manifest.directions_fingerprint]
+    return catalog.folder / CACHE / f"{name}-{content_id(*parts)}.lists"
 
 
 def _merge_lists(catalog: Catalog) -> None:
-    """Write the merged lists of large indexes into the cache, and delete those of former versions."""
+    """Write the merged lists of large indexes into the cache; delete those of former versions, and torn ones.
+
+    Under the writer's lock, so that nobody else is writing any.
+    """
     if (catalog.folder / CACHE).is_symlink():
         raise CatalogError(str(catalog.folder / CACHE), "a symbolic link", "a plain folder")
-    current = set()
-    for name, entry in catalog.manifest.indexes.items():
-        if entry.spec.kind != "ivf-sq8" or entry.rows * entry.spec.code_size < _MAPPED_FROM:
-            continue
-        path = _cache_path(catalog, name, entry)
-        current.add(path.name)
+    large = {
+        _cache_path(catalog, name, entry): (str(name), entry)
+        for name, entry in catalog.manifest.indexes.items()
+        if entry.spec.kind == "ivf-sq8" and entry.rows * entry.spec.code_size >= _MAPPED_FROM
+    }
+    if (catalog.folder / CACHE).is_dir():
+        for path in (catalog.folder / CACHE).iterdir():
+            if path not in large and path.name.endswith((".lists", ".tmp")):
+                path.unlink()
+    for path, (name, entry) in large.items():
         if not path.is_file():
             sizes = np.zeros(entry.spec.lists, np.int64)
-            for part in _codes(catalog, entry, columns=("list",)):
-                sizes += np.bincount(part.lists, minlength=entry.spec.lists)
+            for shard in entry.codes:
+                lists = shard_codes(catalog, name, shard, columns=("list",)).lists
+                sizes += np.bincount(lists, minlength=entry.spec.lists)
             write_lists(path, entry.spec, sizes, _parts(catalog, name, entry))
-    if (catalog.folder / CACHE).is_dir():
-        for path in (catalog.folder / CACHE).glob("*.lists"):
-            if path.name not in current:
-                path.unlink()
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def _checked(catalog: Catalog, path: str, footer: bool = False) -> Path:
-    """A listed file of an index, whole. Raises CatalogError."""
+def checked(catalog: Catalog, path: str) -> Path:
+    """A listed file of an index, compared with its checksum. Raises CatalogError."""
     file, known = inside(catalog.folder, path), catalog.manifest.files[path]
-    if not file.is_file() or file.stat().st_size != known.bytes:
-        raise CatalogError(str(file), "a missing or changed file", "the index as committed", REBUILD)
-    whole = footer_sha256(file) == known.footer if footer and known.footer else sha256_of(file) == known.sha256
-    if not whole:
+    if not file.is_file() or file.stat().st_size != known.bytes or sha256_of(file) != known.sha256:
         raise CatalogError(str(file), "a missing or changed file", "the index as committed", REBUILD)
     return file
 
@@ -222,8 +236,11 @@ def load_quantiser(catalog: Catalog, name: str, entry: IndexEntry) -> Quantiser:
     quantiser = Quantiser(none, none, none, none)
     if needs_quantiser(entry.spec) != (entry.quantiser is not None):
         raise CatalogError(f"index {name}: quantiser", entry.quantiser, f"what {entry.spec.kind} needs", REBUILD)
+    most = max(_FEWEST, int(np.count_nonzero(_present(catalog, name))))
+    if entry.spec.lists > most:  # which bounds what the quantiser may take
+        raise CatalogError(f"index {name}: lists", entry.spec.lists, f"at most {most}, one a direction", REBUILD)
     if entry.quantiser is not None:
-        file = _checked(catalog, entry.quantiser)
+        file = checked(catalog, entry.quantiser)
         quantiser = parse(file.read_bytes(), entry.spec, str(file))
     size = _entries(catalog, name)
     probe = np.zeros((1, size), np.float32)
@@ -236,12 +253,26 @@ def load_quantiser(catalog: Catalog, name: str, entry: IndexEntry) -> Quantiser:
     return quantiser
 
 
-def _codes(
-    catalog: Catalog, entry: IndexEntry, columns: tuple[str, ...] = ("direction_id", "list", "code")
-) -> Iterator[Codes]:
-    for _, path in sorted(entry.codes.items()):
-        rows = catalog.manifest.files[path].rows or 0
-        yield coded.read(_checked(catalog, path, footer=True), entry.spec, rows, columns)
+def _shard_codes(catalog: Catalog, name: str, shard: str) -> int:
+    """How many codes a shard has in an index: as many as it has directions there."""
+    if name == EFFECT:
+        return catalog.manifest.files[shard].rows or 0
+    return len(catalog.shard_rows(shard, name))
+
+
+def shard_codes(
+    catalog: Catalog, name: str, shard: str, columns: tuple[str, ...] = ("direction_id", "list", "code")
+) -> Codes:
+    """The codes of one shard in an index, from a file with the right checksum.
+
+    Raises CatalogError, for a file that states more codes than the shard has directions before anything is read.
+    """
+    entry = catalog.manifest.indexes[name]  # type: ignore[index]
+    path, rows = entry.codes[shard], _shard_codes(catalog, name, shard)
+    if catalog.manifest.files[path].rows != rows:
+        found = f"{catalog.manifest.files[path].rows} codes"
+        raise CatalogError(str(catalog.folder / path), found, f"{rows}, as {shard} has directions", REBUILD)
+    return coded.read(checked(catalog, path), entry.spec, rows, columns)
 
 
 def _parts(catalog: Catalog, name: str, entry: IndexEntry) -> Iterator[Part]:
@@ -249,8 +280,8 @@ def _parts(catalog: Catalog, name: str, entry: IndexEntry) -> Iterator[Part]:
     ids = catalog.ids()
 
     def joined() -> Iterator[Codes]:
-        for (shard, path), part in zip(sorted(entry.codes.items()), _codes(catalog, entry), strict=True):
-            own = ids[catalog.shard_rows(shard, _space(name))]
+        for shard, path in sorted(entry.codes.items()):
+            part, own = shard_codes(catalog, name, shard), ids[catalog.shard_rows(shard, _space(name))]
             if not np.array_equal(own, part.keys) and not np.array_equal(np.sort(own), np.sort(part.keys)):
                 raise CatalogError(f"{catalog.folder / path}: direction_id", "other ids", f"those of {shard}", REBUILD)
             yield part
@@ -267,7 +298,8 @@ def check_codes(catalog: Catalog, name: str) -> Iterator[tuple[str, str]]:
     """
     entry = catalog.manifest.indexes[name]  # type: ignore[index]
     quantiser = load_quantiser(catalog, name, entry)
-    for (shard, path), found in zip(sorted(entry.codes.items()), _codes(catalog, entry), strict=True):
+    for shard, path in sorted(entry.codes.items()):
+        found = shard_codes(catalog, name, shard)
         wanted = _encoded(catalog, name, shard, entry.spec, quantiser)
         order, own = np.argsort(wanted.keys), np.argsort(found.keys)
         if not np.array_equal(wanted.keys[order], found.keys[own]):

@@ -215,6 +215,7 @@ class Manifest(_Strict):
     required_features: tuple[str, ...] = ()
     writer_features: tuple[str, ...] = ()
     version: Count = 0
+    previous: Digest | None = None
     provenance: Provenance
     vectors: dict[Literal["x", "h"], VectorSpec]
     schemas: dict[Table, dict[str, str]]
@@ -315,8 +316,13 @@ def _canonical(value: dict[str, Any]) -> bytes:
 def dump(manifest: Manifest) -> bytes:
     """The manifest as the bytes of its file."""
     value = manifest.model_dump()  # not mode="json", which would turn NaN into null
-    value["checksum"] = hashlib.sha256(_canonical(value)).hexdigest()
-    return _canonical(value)
+    bare = _canonical(value)
+    return _with_checksum(bare, hashlib.sha256(bare).hexdigest())
+
+
+def _with_checksum(bare: bytes, checksum: str) -> bytes:
+    """A canonical manifest with its checksum, which is the first key of all, without serialising it again."""
+    return b'{\n "checksum": ' + json.dumps(checksum).encode() + b"," + bare[1:]
 
 
 def _no_constant(name: str) -> float:
@@ -339,19 +345,19 @@ def parse(data: bytes, name: str = MANIFEST) -> Manifest:
     checksum = value.pop("checksum", None)
     try:
         bare = _canonical(value)
-        whole = _canonical({**value, "checksum": checksum})
     except (ValueError, RecursionError) as error:
         raise CatalogError(name, f"no canonical JSON ({str(error)[:120]})", "the form of format.md") from error
     if checksum != hashlib.sha256(bare).hexdigest():
         raise CatalogError(f"{name}: checksum", "a manifest changed after it was written", "the bytes as committed")
-    if whole != data:
+    if _with_checksum(bare, str(checksum)) != data:
         raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")
     try:
         manifest = Manifest.model_validate(upgraded(value) if version == "1" else value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise CatalogError(f"{name}: {place}"[:300], repr(first["input"])[:120], first["msg"][:300]) from error
+        field, found = (f"{name}: {place}", repr(first["input"])) if place else (name, "parts that do not fit together")
+        raise CatalogError(field[:300], found[:120], first["msg"][:300]) from error
     if version == FORMAT_VERSION and dump(manifest) != data:  # values that validation had to convert
         raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")
     return manifest
@@ -360,7 +366,7 @@ def parse(data: bytes, name: str = MANIFEST) -> Manifest:
 def _check_features(name: str, features: Any, known: frozenset[str], field: str, what: str) -> None:
     """Raise CatalogError naming the first feature that is not known here."""
     for feature in features if isinstance(features, list | tuple) else []:
-        if feature not in known:
+        if not isinstance(feature, str) or feature not in known:
             raise CatalogError(
                 f"{name}: {field}", repr(feature)[:80], f"features known here ({', '.join(sorted(known)) or 'none'})",
                 f"Use a newer release to {what} this catalog",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catalog.fs import inside
-from catalog.manifest import ChunkEntry, Provenance
+from catalog.manifest import ChunkEntry, FailedImage, Provenance
 from catalog.reader import Catalog
 from catalog.records import content_id
 from catalog.schema import KEYS, TABLES
@@ -21,10 +21,15 @@ from catalog.transaction import Transaction
 from catalog.writer import CatalogWriter, stage_table
 from pipeline.errors import CatalogError, ConflictError, InputError
 
+_MASKS = pa.schema([(name, pa.string()) for name in ("image_id", "region", "region_id")])
+
 
 @dataclass(frozen=True)
 class Merged:
-    """Rows of the merged catalog by table, and how many rows several sources shared."""
+    """Rows of the merged catalog by table, and how many more the sources hold: those that several have, counted again.
+
+    Both are of the whole merge, whether it was done at once or continued.
+    """
 
     rows: dict[str, int]
     shared: dict[str, int]
@@ -35,10 +40,12 @@ def merge(sources: Sequence[str | Path], out: str | Path) -> Merged:
 
     The sources must be of one model, one size of picture, and one `method` of their recipes, since edits follow it.
     Rows that several sources hold under one id are taken from the first. Shards that share no row with what is there
-    are copied byte for byte. Search indexes and concepts are to be built anew. Cost: reads and writes every shard once.
+    are copied byte for byte. Images that failed are kept, but for those that another source has mined. Search indexes
+    and concepts are to be built anew. Cost: reads and writes every shard once.
 
-    Raises InputError (fewer than two sources), ConflictError (they do not belong together, or `out` holds something
-    else), CatalogError (a damaged source; what was merged before it stands).
+    Raises InputError (fewer than two sources), ConflictError with nothing merged (they do not belong together, two
+    have other masks of one region, or `out` holds something else), CatalogError (a damaged source; what was merged
+    before it stands).
     """
     if len(sources) < 2:
         raise InputError("catalogs to merge", len(sources), "at least two")
@@ -46,15 +53,23 @@ def merge(sources: Sequence[str | Path], out: str | Path) -> Merged:
     try:
         for other in opened[1:]:
             _refuse_other_kind(opened[0], other)
-        shared = dict.fromkeys(TABLES, 0)
+        _refuse_other_masks(opened)
         with CatalogWriter.create(out, _provenance(opened), opened[0].layout.codecs) as writer:
+            with Catalog(writer.folder, writer.manifest) as standing:  # sources may have changed since it was begun
+                _refuse_other_masks([standing, *opened])
             for source in opened:
-                for table, count in _adopt(writer, source).items():
-                    shared[table] += count
-            return Merged({table: writer.manifest.rows(table) for table in TABLES}, shared)
+                _adopt(writer, source)
+            rows = {table: writer.manifest.rows(table) for table in TABLES}
+            return Merged(rows, {table: _shared(opened, table) for table in TABLES})
     finally:
         for source in opened:
             source.close()
+
+
+def _shared(sources: Sequence[Catalog], table: str) -> int:
+    """How many rows of a table the sources hold beyond one for each id."""
+    ids = np.concatenate([source.ids(table) for source in sources])
+    return len(ids) - len(np.unique(ids))
 
 
 def _refuse_other_kind(first: Catalog, other: Catalog) -> None:
@@ -101,40 +116,56 @@ def _provenance(sources: Sequence[Catalog]) -> Provenance:
     )
 
 
-def _adopt(writer: CatalogWriter, source: Catalog) -> dict[str, int]:
-    """Commit what a source adds, as one version; how many of its rows were there already, by table."""
-    _refuse_other_masks(writer, source)
-    known = writer.known()
+def _adopt(writer: CatalogWriter, source: Catalog) -> None:
+    """Commit what a source adds, as one version; nothing where it adds nothing."""
+    known, standing = writer.known(), writer.manifest
     there = {table: np.array([key.decode() in known[table] for key in source.ids(table)], bool) for table in TABLES}
-    shared = {table: int(there[table].sum()) for table in TABLES}
     new = {table: source.ids(table)[~there[table]] for table in TABLES}
-    if not any(len(ids) for ids in new.values()):
-        return shared
+    mined = {key.decode() for key in source.ids("images")} | set(writer.done_images)
+    failed = _failed(standing.failed_images, source.manifest.failed_images, mined)
+    adds = any(len(ids) for ids in new.values())
+    if not adds and failed == standing.failed_images:
+        return
     with writer.transaction() as transaction:
-        if not any(shared.values()) and source.layout == writer.manifest.layout:
+        if not adds:
+            chunks = {}
+        elif not any(own.any() for own in there.values()) and source.layout == standing.layout:
             chunks = _copied(transaction, source)
         else:
             chunks = _rewritten(transaction, writer, source, new)
-        taken = {name if name not in writer.manifest.chunks else entry.digest: entry for name, entry in chunks.items()}
-        failed = {**source.manifest.failed_images, **writer.manifest.failed_images}
-        mined = {key.decode() for key in source.ids("images")} | set(writer.done_images)
-        changes: dict[str, Any] = {
-            "chunks": {**writer.manifest.chunks, **taken},
-            "failed_images": {key: entry for key, entry in failed.items() if key not in mined},
-        }
-        writer.finish(transaction, writer.manifest, changes)
+        taken = {name if name not in standing.chunks else entry.digest: entry for name, entry in chunks.items()}
+        changes: dict[str, Any] = {"chunks": {**standing.chunks, **taken}, "failed_images": failed}
+        writer.finish(transaction, standing, changes)
     writer.forget()
-    return shared
 
 
-def _refuse_other_masks(writer: CatalogWriter, source: Catalog) -> None:
-    masks = writer.masks
-    for row in source.regions().select(["image_id", "region", "region_id"]).to_pylist():
-        if masks.get((row["image_id"], row["region"]), row["region_id"]) != row["region_id"]:
-            raise ConflictError(
-                f"{source.folder}: {row['region']} of image {row['image_id']}", "another mask than a former source has",
-                "one mask of a region of an image", "Leave one of the two catalogs out; what was merged stands",
-            )  # fmt: skip
+def _failed(
+    standing: Mapping[str, FailedImage], source: Mapping[str, FailedImage], mined: Collection[str]
+) -> dict[str, FailedImage]:
+    """The failed images of both: not those mined by either; of two entries of one image, rather the repaired one."""
+    failed = {**source, **standing}
+    for key in standing.keys() & source.keys():
+        if standing[key].repaired_as is None:
+            failed[key] = standing[key].model_copy(update={"repaired_as": source[key].repaired_as})
+    return {key: entry for key, entry in failed.items() if key not in mined}
+
+
+def _refuse_other_masks(sources: Sequence[Catalog]) -> None:
+    """Raise ConflictError where two of the catalogs have other masks of one region of an image."""
+    names = ["image_id", "region", "region_id"]
+    parts = [source.regions().select(names).cast(_MASKS) for source in sources]
+    owners = pa.array(np.repeat(np.arange(len(sources)), [part.num_rows for part in parts]))
+    masks = pa.concat_tables(parts).append_column("source", owners)
+    counted = masks.group_by(names[:2], use_threads=False).aggregate([("region_id", "count_distinct")])
+    for odd in counted.filter(pc.greater(counted.column("region_id_count_distinct"), 1)).slice(0, 1).to_pylist():
+        here = pc.and_(*(pc.equal(masks.column(name), odd[name]) for name in names[:2]))
+        own = masks.filter(here).to_pylist()
+        other = next(row for row in own if row["region_id"] != own[0]["region_id"])
+        raise ConflictError(
+            f"{sources[other['source']].folder}: {odd['region']} of image {odd['image_id']}",
+            f"another mask than that of {sources[own[0]['source']].folder}", "one mask of a region of an image",
+            "Leave one of the two catalogs out; nothing was merged",
+        )  # fmt: skip
 
 
 def _copied(transaction: Transaction, source: Catalog) -> dict[str, ChunkEntry]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.errors import CatalogError
 
 _SHOWN = 3
+_HEX = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdef", dtype=np.uint8))
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,7 @@ class Places:
         """From the id column and row group size of every shard. Raises CatalogError: an id twice, or no id."""
         parts, sizes = [np.zeros(0, dtype="S32")], []
         for path, (column, size) in zip(shards, read, strict=True):
-            if column.null_count or not pa.types.is_string(column.type):
-                raise CatalogError(f"{name}/{path}", f"ids of type {column.type}, some missing", "an id in every row")
-            if len(column) and pc.min_max(pc.binary_length(column)).as_py() != {"min": 32, "max": 32}:
-                raise CatalogError(f"{name}/{path}", "ids of other lengths", "32 digits each")
-            parts.append(np.array(column.to_numpy(), dtype="S32"))
+            parts.append(packed_ids(column, f"{name}/{path}"))
             sizes.append(size)
         ids = np.concatenate(parts)
         order = np.argsort(ids, kind="stable")
@@ -88,6 +85,25 @@ class Places:
         after = [key.decode() for key in self.ids[start : start + _SHOWN]]
         near = [key.decode() for key in self.ids[max(0, start - 2) : start + 1]]
         return [key for key in after if key.startswith(prefix)], near
+
+
+def packed_ids(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """(n,) "S32": ids of 32 lower-case hex digits each. Raises CatalogError naming `name` for anything else."""
+    if column.null_count or not pa.types.is_string(column.type):
+        raise CatalogError(name, f"ids of type {column.type}, some missing", "an id in every row")
+    if len(column) and pc.min_max(pc.binary_length(column)).as_py() != {"min": 32, "max": 32}:
+        raise CatalogError(name, "ids of other lengths", "32 digits each")
+    digits = np.frombuffer(b"".join(_bytes_of(chunk) for chunk in column.chunks if len(chunk)), dtype=np.uint8)
+    if not _HEX[digits].all():
+        raise CatalogError(name, "ids of other characters", "32 lower-case hex digits each")
+    return digits.view("S32")
+
+
+def _bytes_of(text: pa.StringArray) -> memoryview:
+    """The bytes of all strings of an array, one after the other."""
+    _, offsets, data = text.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[[text.offset, text.offset + len(text)]]
+    return memoryview(data)[ends[0] : ends[1]]
 
 
 class Known:

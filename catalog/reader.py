@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,22 +13,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from catalog import manifest as manifests
-from catalog.fs import footer_sha256, inside
-from catalog.manifest import FileEntry, Manifest
+from catalog.fs import inside
+from catalog.manifest import Manifest
 from catalog.pictures import decode_png
-from catalog.places import Places
+from catalog.places import Places, packed_ids
 from catalog.records import DirectionRecord
 from catalog.schema import KEYS, TABLES, light_columns, table_schema
+from catalog.shards import Shard, open_shard
 from catalog.tables import SORTED, decoded, effects_of, to_direction, values_of
 from pipeline.errors import CatalogError, InputError, NotFoundError
+
+__all__ = ["SHORTEST_PREFIX", "Catalog", "open_shard"]
 
 SHORTEST_PREFIX = 6
 _OPEN_FILES = 32
 _CORE = ("image_id", "dataset", "region", "space", "kind", "rank", "timestep")
-_UNPACKED, _SMALL = 200, 2**26  # times its size that a shard may unpack to, beyond the first bytes
 _REPAIR = "Run `rhumb verify` and pull or mine it again"
 
 
@@ -34,7 +37,7 @@ class Catalog:
     """One version of a catalog, as its manifest stood when it was opened. Reading takes no lock.
 
     Ids may be given by a unique prefix of at least 6 digits. Not for use by several threads at once. Whatever is read
-    is checked: the footer of a shard against the manifest, pages against their checksums, vectors by their norm.
+    is checked: the footer of a shard against the manifest, columns against their checksums, vectors by their norm.
     Memory: some 60 bytes per direction once an id is asked for, some 40 more once rows are selected.
     """
 
@@ -43,7 +46,8 @@ class Catalog:
         self._light: dict[str, pa.Table] = {}
         self._columns: dict[str, pa.Array] = {}
         self._found: dict[str, Places] = {}
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._in_space: dict[str, np.ndarray] = {}
+        self._files: OrderedDict[str, Shard] = OrderedDict()
 
     @classmethod
     def open(cls, folder: str | Path) -> Catalog:
@@ -107,7 +111,7 @@ class Catalog:
     def select(self, **equals: str | int | bool | Sequence[str] | Sequence[int]) -> np.ndarray:
         """(n,) bool: which rows of directions match; filters as in `directions`."""
         chosen = np.ones(len(self.ids()), dtype=bool)
-        known = light_columns(self._schema("directions"))
+        known = light_columns(self._schemas["directions"])
         for column, wanted in equals.items():
             if column not in known:
                 raise InputError("filter", column, f"one of {', '.join(known)}")
@@ -119,7 +123,7 @@ class Catalog:
 
     def rows(self, ids: Sequence[str], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Some directions without vectors and pictures, in the order of `ids`. Reads one row group for each."""
-        names = list(columns) if columns is not None else light_columns(self._schema("directions"))
+        names = list(columns) if columns is not None else light_columns(self._schemas["directions"])
         out: list[dict[str, Any]] = [{}] * len(ids)
         for path, group, rows in self._groups("directions", ids):
             part = self._read(path, group, names).take([row for _, row in rows]).to_pylist()
@@ -132,9 +136,9 @@ class Catalog:
         rows = self._places("directions").of_shard(path)
         if space is None:
             return rows
-        names = self.column("space")
-        wanted = np.asarray(pc.equal(names, space), dtype=bool)
-        return np.asarray(rows[wanted[rows]])
+        if space not in self._in_space:
+            self._in_space[space] = self.select(space=space)
+        return np.asarray(rows[self._in_space[space][rows]])
 
     def column_bytes(self, names: Collection[str]) -> int:
         """Bytes that columns of directions take as stored, compressed, over all shards. Reads footers only."""
@@ -148,58 +152,46 @@ class Catalog:
 
     def whole_shards(self, table: str, paths: Sequence[str]) -> pa.Table:
         """All columns of some shards of a table as one, in the order that a writer gives rows."""
-        rows = pa.concat_tables([self._read(path, None, self._schema(table).names) for path in paths])
+        rows = pa.concat_tables([self._read(path, None, self._schemas[table].names) for path in paths])
         order = [(name, "ascending") for name in (SORTED if table == "directions" else (KEYS[table],))]
         return rows.take(pc.sort_indices(rows.select([name for name, _ in order]), sort_keys=order))
 
-    def _schema(self, table: str) -> pa.Schema:
-        return table_schema(table, self.layout)
+    @cached_property
+    def _schemas(self) -> dict[str, pa.Schema]:
+        return {table: table_schema(table, self.layout) for table in TABLES}
 
     def _places(self, table: str) -> Places:
         if table not in self._found:
             shards = self.manifest.shards(table)
-            read = ((self._read(path, None, [KEYS[table]]).column(0), self._group_size(path)) for path in shards)
+            read = ((self._read(path, None, [KEYS[table]]).column(0), self._file(path).group_size) for path in shards)
             self._found[table] = Places.of(shards, read, str(self.folder))
         return self._found[table]
 
     def _sorted(self, table: str, columns: list[str]) -> pa.Table:
         """Columns of all rows, strings dictionary-encoded, by row."""
-        schema = pa.schema([self._schema(table).field(name) for name in columns])
+        schema = pa.schema([self._schemas[table].field(name) for name in columns])
         parts = [schema.empty_table()]
         parts += [self._read(path, None, columns).cast(schema) for path in self.manifest.shards(table)]
         return pa.concat_tables(parts).take(pa.array(self._places(table).order))
 
     def _table(self, table: str) -> pa.Table:
         if table not in self._light:
-            self._light[table] = self._sorted(table, light_columns(self._schema(table)))
+            self._light[table] = self._sorted(table, light_columns(self._schemas[table]))
         return self._light[table]
 
-    def _file(self, path: str) -> pq.ParquetFile:
+    def _file(self, path: str) -> Shard:
         file = self._files.pop(path, None)
         if file is None:
-            file = open_shard(inside(self.folder, path), self.manifest.files[path])
+            schema = self._schemas[path.split("/")[0]]
+            file = open_shard(inside(self.folder, path), self.manifest.files[path], schema)
         self._files[path] = file
         if len(self._files) > _OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         return file
 
-    def _group_size(self, path: str) -> int:
-        """Rows of every row group of a shard but the last."""
-        metadata = self._file(path).metadata
-        return int(metadata.row_group(0).num_rows) if metadata.num_row_groups else 1
-
     def _read(self, path: str, group: int | None, columns: Sequence[str]) -> pa.Table:
         file = self._file(path)
-        try:
-            if group is None:
-                found = file.read(list(columns))
-            else:  # threads cost more than they save on so few rows
-                found = file.read_row_group(group, list(columns), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(self.folder / path, error) from error
-        if found.column_names != list(columns):
-            return found.select(list(columns))
-        return found
+        return file.read(columns) if group is None else file.read_row_group(group, columns)
 
     # -- ids -------------------------------------------------------------------------------------------------------
 
@@ -285,20 +277,18 @@ class Catalog:
 
     def preview(self, direction_id: str) -> np.ndarray:
         """uint8 (H, 3 W, 3): the posterior mean at -strength, 0 and +strength."""
-        row = self._row("directions", direction_id, ["preview"])
-        return decode_png(row["preview"]["bytes"], f"direction {direction_id}: preview")
+        return self._png("directions", direction_id, "preview", f"direction {direction_id}: preview")
 
     def direction(self, direction_id: str) -> DirectionRecord:
         """The whole record of a direction."""
         key = self.resolve(direction_id)
-        names = [*light_columns(self._schema("directions")), "preview"]
+        names = [*light_columns(self._schemas["directions"]), "preview"]
         row = self._row("directions", key, names)
         return to_direction(row, self.vector(key), self.effect(key), f"direction {key}")
 
     def image(self, image_id: str) -> np.ndarray:
         """uint8 (H, W, 3), or (H, W) for a grey one."""
-        row = self._row("images", image_id, ["image"])
-        return decode_png(row["image"]["bytes"], f"image {image_id}")
+        return self._png("images", image_id, "image", f"image {image_id}")
 
     def latent(self, image_id: str) -> np.ndarray:
         """float32 (C, H, W): x_t of the image at its timestep."""
@@ -309,39 +299,44 @@ class Catalog:
     def mask(self, image_id: str, region: str) -> np.ndarray:
         """bool (H, W) mask of a region of an image. Raises NotFoundError naming the regions there are."""
         key = self.resolve(image_id, "images")
-        found = {row["region"]: row["region_id"] for row in self.regions(image_id=key).to_pylist()}
+        images, order, names = self._masks
+        start, end = np.searchsorted(images, np.bytes_(key), "left"), np.searchsorted(images, np.bytes_(key), "right")
+        rows = order[start:end]
+        found = dict(zip(names.take(rows).to_pylist(), self.ids("regions")[rows], strict=True))
         if region not in found:
             raise NotFoundError("region", region, f"one of {', '.join(sorted(found)) or 'none'} of image {key}")
-        row = self._row("regions", found[region], ["mask"])
-        return decode_png(row["mask"]["bytes"], f"region {found[region]}: mask") > 127
+        own = found[region].decode()
+        mask = self._png("regions", own, "mask", f"region {own}: mask")
+        if mask.ndim != 2:
+            raise CatalogError(f"region {own}: mask", "a picture in colour", "one channel", _REPAIR)
+        return mask > 127
+
+    @cached_property
+    def _masks(self) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """Image ids (n,) "S32" of all regions, sorted; the row of each in `regions`; the region's name by row."""
+        regions = self._table("regions")
+        images = packed_ids(regions.column("image_id"), f"{self.folder}: image_id of regions")
+        order = np.argsort(images, kind="stable")
+        return images[order], order, regions.column("region").combine_chunks()
+
+    def _png(self, table: str, key: str, column: str, name: str) -> np.ndarray:
+        """A picture of a row, decoded; `name` is for errors."""
+        return decode_png(self._row(table, key, [column])[column]["bytes"], name)
 
     def picture(self, name: str) -> bytes:
         """A stored PNG by its name."""
         if name not in self.manifest.pictures:
             names = ", ".join(sorted(self.manifest.pictures)[:8]) or "none"
             raise NotFoundError("picture", name, f"one of {names}")
-        return inside(self.folder, self.manifest.pictures[name]).read_bytes()
-
-
-def open_shard(path: Path, entry: FileEntry) -> pq.ParquetFile:
-    """A Parquet file as the manifest describes it: its footer, its rows, and no more in it than its size accounts for.
-
-    Raises CatalogError: missing, damaged, or of absurd lengths.
-    """
-    try:
-        if entry.footer is not None and footer_sha256(path) != entry.footer:
-            raise CatalogError(str(path), "a changed footer", "the shard as committed", _REPAIR)
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
-    metadata = file.metadata
-    unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    most = _UNPACKED * entry.bytes + _SMALL
-    if metadata.num_rows != entry.rows or unpacked > most:
-        file.close()
-        found = f"{metadata.num_rows} rows of {unpacked} bytes unpacked"
-        raise CatalogError(str(path), found, f"{entry.rows} rows of at most {most} bytes", _REPAIR)
-    return file
+        path = inside(self.folder, self.manifest.pictures[name])
+        entry = self.manifest.files[self.manifest.pictures[name]]
+        try:
+            data = path.read_bytes() if path.stat().st_size == entry.bytes else b""
+        except OSError as error:
+            raise CatalogError(str(path), f"no readable file ({error.strerror})", "a PNG", _REPAIR) from error
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise CatalogError(str(path), "changed bytes", "the picture as committed", _REPAIR)
+        return data
 
 
 _Decode = Callable[[pa.Table, str], np.ndarray]
@@ -370,7 +365,3 @@ def _filtered(table: pa.Table, equals: dict[str, Any]) -> pa.Table:
             raise InputError("filter", column, f"one of {', '.join(table.column_names)}")
         table = table.filter(_matches(table.column(column), wanted))
     return table
-
-
-def _damaged(path: Path, error: Exception) -> CatalogError:
-    return CatalogError(str(path), f"an unreadable file ({str(error)[:120]})", "a whole Parquet shard", _REPAIR)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,49 +12,34 @@ import pyarrow as pa
 
 from catalog.pictures import decode_png, effect_picture, encode_png
 from catalog.records import DirectionRecord, ImageRecord, RegionRecord
+from catalog.rules import (
+    COUNTED,
+    JUDGED,
+    MEASURED,
+    Frame,
+    check_direction,
+    check_id,
+    check_image,
+    check_name,
+    check_number,
+    check_region,
+    check_whole,
+)
 from catalog.schema import TABLES, Layout, table_schema, vector_column
 from pipeline.errors import CatalogError
 
 NORM_TOLERANCE = 1e-3
 SORTED: tuple[str, ...] = ("space", "region", "kind", "image_id", "rank")
 """Order of the rows of a directions shard: what is asked for together lies together."""
-KINDS: tuple[str, ...] = ("singular", "local", "joint", "individual")
-_ID = re.compile(r"[0-9a-f]{32}")
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What every record of one catalog must fit: model fingerprint, shape of each space, shape of an effect."""
-
-    model: str
-    spaces: Mapping[str, tuple[int, ...]]
-    effect_shape: tuple[int, ...]
-
-
-def check_id(value: object, field: str) -> str:
-    """`value` if it is an id: 32 lower-case hex digits. Raises CatalogError."""
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise CatalogError(field, repr(value)[:80], "32 lower-case hex digits, see records.content_id")
-    return value
-
-
-def check_name(value: object, field: str) -> str:
-    """`value` if it is a printable name of 1 to 200 characters. Raises CatalogError."""
-    if not isinstance(value, str) or not 1 <= len(value) <= 200 or not value.isprintable():
-        raise CatalogError(field, repr(value)[:80], "1 to 200 printable characters")
-    return value
-
-
-def _number(value: float | None, field: str, low: float = -math.inf, high: float = math.inf) -> float:
-    if value is None or not math.isfinite(value) or not low <= value <= high:
-        bounds = "" if low == -math.inf else f" from {low:g}" + ("" if high == math.inf else f" to {high:g}")
-        raise CatalogError(field, str(value), f"a finite number{bounds}", "A direction is published with its evidence")
-    return float(value)
+__all__ = [
+    "NORM_TOLERANCE", "SORTED", "Frame", "check_id", "check_name", "check_records", "decoded", "effects_of", "recoded",
+    "to_direction", "to_tables", "values_of",
+]  # fmt: skip
 
 
 def _measured(value: float | None, field: str) -> float | None:
     """None for what was not measured (None or NaN); infinity is refused."""
-    return None if value is None or math.isnan(value) else _number(value, field)
+    return None if value is None or math.isnan(value) else check_number(value, field)
 
 
 def _unit(array: np.ndarray, shape: tuple[int, ...], field: str) -> np.ndarray:
@@ -71,90 +55,40 @@ def _unit(array: np.ndarray, shape: tuple[int, ...], field: str) -> np.ndarray:
     return flat
 
 
-def _picture(array: np.ndarray, field: str) -> dict[str, Any]:
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
-    if array.dtype != np.uint8 or not shaped or array.size == 0:
-        raise CatalogError(field, f"{array.dtype} {array.shape}", "uint8 (H, W, 3) or (H, W, 1), not empty")
+def _png(array: np.ndarray) -> dict[str, Any]:
     return {"bytes": encode_png(array), "path": None}
-
-
-def _check_certificate(row: Mapping[str, Any], field: str) -> None:
-    """Raise CatalogError unless a singular triplet says what its residual proves."""
-    _number(row["gap"], f"{field}: gap", 0.0)
-    _number(row["angle"], f"{field}: angle", 0.0, math.pi / 2)
-    if not isinstance(row["checked"], bool):
-        raise CatalogError(f"{field}: checked", str(row["checked"]), "true or false")
-    _number(row["cluster_first"], f"{field}: cluster_first", 0, row["rank"])
-    _number(row["cluster_last"], f"{field}: cluster_last", row["rank"])
-
-
-def check_evidence(row: Mapping[str, Any], field: str) -> None:
-    """Raise CatalogError unless the row of a direction carries the evidence its kind asks for."""
-    _number(row["strength"], f"{field}: strength")
-    for name in ("gain", "leakage"):
-        _number(row[name], f"{field}: {name}", 0.0)
-    if row["kind"] not in KINDS:
-        raise CatalogError(f"{field}: kind", repr(row["kind"])[:40], " | ".join(KINDS))
-    triplet = ("sigma", "residual", "converged", "checked", "gap", "angle", "cluster_first", "cluster_last")
-    of_svd = row["kind"] == "singular" or (row["kind"] == "local" and any(row[name] is not None for name in triplet))
-    of_split = row["kind"] in ("joint", "individual")
-    if of_svd:
-        _number(row["sigma"], f"{field}: sigma", 0.0)
-        _number(row["residual"], f"{field}: residual", 0.0)
-        if not row["spectrum"]:
-            raise CatalogError(f"{field}: spectrum", "nothing", "the singular values it was taken from")
-        _check_certificate(row, field)
-    if of_split:
-        _number(row["iterations"], f"{field}: iterations", 1)
-        _number(row["change"], f"{field}: change", 0.0)
-        for name in ("joint_rank", "individual_rank"):
-            _number(row[name], f"{field}: {name}", 1 if name == f"{row['kind']}_rank" else 0)
-        check_name(row["rank_rule"], f"{field}: rank_rule")
-    if (of_svd or of_split) and not isinstance(row["converged"], bool):
-        raise CatalogError(f"{field}: converged", str(row["converged"]), "true or false")
-    if row["kind"] != "singular":
-        if not row["parents"]:
-            raise CatalogError(f"{field}: parents", "none", "the ids of the directions it was derived from")
-        _number(row["kept_share"], f"{field}: kept_share", 0.0, 1.0 + 1e-6)
-    ends = (row["strength_reached"], row["strength_limited"])
-    if ends not in ((None, None), (True, False), (False, True), (False, False)):
-        raise CatalogError(f"{field}: strength_reached, strength_limited", str(ends), "both null, or at most one true")
-    if not all(math.isfinite(s) and s >= 0 for s in row["spectrum"]):
-        raise CatalogError(f"{field}: spectrum", "NaN, infinity or a negative value", "singular values")
 
 
 def _direction_row(record: DirectionRecord, region_id: str | None, frame: Frame) -> dict[str, Any]:
     at = f"direction {check_id(record.direction_id, 'direction_id')}"
-    if record.space not in frame.spaces:
-        raise CatalogError(f"{at}: space", record.space, f"one of {', '.join(frame.spaces)}")
     row: dict[str, Any] = {
-        "direction_id": record.direction_id,
-        "image_id": check_id(record.image_id, f"{at}: image_id"),
         "region_id": region_id,
         "spectrum": np.asarray(record.spectrum, dtype=np.float32).ravel().tolist(),
-        "parents": [check_id(parent, f"{at}: parents") for parent in record.parents],
+        "parents": list(record.parents),
     }
-    for name in ("dataset", "model", "region", "space", "kind"):
-        row[name] = check_name(getattr(record, name), f"{at}: {name}")
+    for name in ("direction_id", "image_id", "dataset", "model", "region", "space", "kind", "rank_rule"):
+        row[name] = getattr(record, name)
     for name in ("rank", "timestep"):
-        row[name] = int(_number(getattr(record, name), f"{at}: {name}", 0, 2**31 - 1))
+        row[name] = check_whole(getattr(record, name), f"{at}: {name}")
     for name in ("strength", "gain", "leakage"):
         row[name] = getattr(record, name)
-    for name in ("sigma", "residual", "gap", "angle", "change", "kept_share", "roir_before", "roir"):
+    for name in MEASURED:
         row[name] = _measured(getattr(record, name), f"{at}: {name}")
-    for name in ("converged", "checked", "strength_reached", "strength_limited"):
+    for name in JUDGED:
         row[name] = None if getattr(record, name) is None else bool(getattr(record, name))
-    for name in ("iterations", "joint_rank", "individual_rank", "cluster_first", "cluster_last"):
-        row[name] = None if getattr(record, name) is None else int(getattr(record, name))
-    row["rank_rule"] = record.rank_rule
-    if record.model != frame.model:
-        raise CatalogError(f"{at}: model", record.model, f"the catalog's {frame.model}")
-    check_evidence(row, at)
-    row["effect_vector"] = _unit(record.effect, frame.effect_shape, f"{at}: effect").astype(np.float16)
-    row["effect"] = _picture(effect_picture(record.effect), f"{at}: effect")
-    row["preview"] = _picture(record.preview, f"{at}: preview")
+    for name in COUNTED:
+        row[name] = None if getattr(record, name) is None else check_whole(getattr(record, name), f"{at}: {name}")
+    pictures = {"effect": _shown(record.effect, frame, at), "preview": record.preview}
+    check_direction(row, pictures, frame)
+    row |= {name: _png(picture) for name, picture in pictures.items()}
+    row["effect_vector"] = record.effect.astype(np.float16).ravel()
     row["vector"] = _unit(record.vector, frame.spaces[record.space], f"{at}: vector").astype(np.float32)
     return row
+
+
+def _shown(effect: np.ndarray, frame: Frame, at: str) -> np.ndarray:
+    _unit(effect, frame.effect_shape, f"{at}: effect")
+    return effect_picture(effect)
 
 
 def _image_row(record: ImageRecord, frame: Frame) -> dict[str, Any]:
@@ -162,35 +96,25 @@ def _image_row(record: ImageRecord, frame: Frame) -> dict[str, Any]:
     latent = np.asarray(record.latent, dtype=np.float32)
     if latent.shape != frame.spaces["x"] or not np.isfinite(latent).all():
         raise CatalogError(f"{at}: latent", f"{latent.shape}", f"finite values of shape {frame.spaces['x']}")
-    factors = [
-        {"name": check_name(name, f"{at}: factors"), "value": _number(value, f"{at}: factors")}
-        for name, value in sorted(record.factors.items())
-    ]
-    return {
-        "image_id": record.image_id,
-        "dataset": check_name(record.dataset, f"{at}: dataset"),
-        "split": check_name(record.split, f"{at}: split"),
-        "source": check_name(record.source, f"{at}: source"),
-        "image": _picture(record.image, f"{at}: image"),
-        "timestep": int(_number(record.timestep, f"{at}: timestep", 0, 2**31 - 1)),
-        "latent": latent.ravel(),
-        "round_trip_psnr": _number(record.round_trip_psnr, f"{at}: round_trip_psnr"),
-        "factors": factors,
+    row: dict[str, Any] = {
+        name: getattr(record, name) for name in ("image_id", "dataset", "split", "source", "round_trip_psnr")
     }
+    row["timestep"] = check_whole(record.timestep, f"{at}: timestep")
+    row["factors"] = [{"name": name, "value": value} for name, value in sorted(record.factors.items())]
+    check_image(row, record.image, frame)
+    return {**row, "image": _png(record.image), "latent": latent.ravel()}
 
 
-def _region_row(record: RegionRecord) -> dict[str, Any]:
+def _region_row(record: RegionRecord, frame: Frame) -> dict[str, Any]:
     at = f"region {check_id(record.region_id, 'region_id')}"
     mask = np.asarray(record.mask)
     if mask.dtype != np.bool_ or mask.ndim != 2 or not mask.any():
         raise CatalogError(f"{at}: mask", f"{mask.dtype} {mask.shape}, {int(mask.sum())} set", "bool (H, W), not empty")
-    return {
-        "region_id": record.region_id,
-        "image_id": check_id(record.image_id, f"{at}: image_id"),
-        "region": check_name(record.region, f"{at}: region"),
-        "mask": _picture(mask.astype(np.uint8) * 255, f"{at}: mask"),
-        "area": int(mask.sum()),
-    }
+    row: dict[str, Any] = {name: getattr(record, name) for name in ("region_id", "image_id", "region")}
+    row["area"] = int(mask.sum())
+    picture = mask.astype(np.uint8) * 255
+    check_region(row, picture, frame)
+    return {**row, "mask": _png(picture)}
 
 
 def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
@@ -231,13 +155,20 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema, ready: Mapping[str, pa
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def _size(record: ImageRecord) -> tuple[int, int]:
+    """Height and width of an image, of which all of its catalog are."""
+    height, width = (*record.image.shape, 0, 0)[:2]
+    return height, width
+
+
 def check_records(
     image: ImageRecord, regions: Iterable[RegionRecord], directions: Iterable[DirectionRecord], frame: Frame
 ) -> None:
     """Raise CatalogError where a record of one image would not be accepted by a catalog; joins are not looked at."""
     _image_row(image, frame)
+    frame = replace(frame, size=_size(image))
     for region in regions:
-        _region_row(region)
+        _region_row(region, frame)
     for direction in directions:
         _direction_row(direction, None, frame)
 
@@ -253,11 +184,12 @@ def to_tables(
 
     Raises CatalogError naming the record and field that breaks a rule of format.md.
     """
-    frame = Frame(model, layout.spaces, layout.effect_shape)
+    size = _size(images[0]) if images else None
+    frame = Frame(model, layout.spaces, layout.effect_shape, size)
     rows = {
         "directions": [_direction_row(record, region, frame) for record, region in directions],
         "images": [_image_row(record, frame) for record in images],
-        "regions": [_region_row(record) for record in regions],
+        "regions": [_region_row(record, frame) for record in regions],
     }
     rows["directions"].sort(key=lambda row: tuple(row[name] for name in SORTED))
     ready = {"directions": _vector_columns(rows["directions"], layout)}

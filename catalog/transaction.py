@@ -6,7 +6,11 @@ import errno
 import fcntl
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +31,7 @@ from catalog.manifest import FileEntry, Manifest
 from pipeline.errors import CatalogError, ConflictError
 
 _INTENT = "intent.json"
+_OWNER = "owner"
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _KEPT = 8  # claims of former versions; a writer that stands further back is told by the version it reads
 
@@ -62,79 +67,164 @@ class Lock:
             self._descriptor = -1
 
 
-def _intended(root: Path) -> list[str]:
-    """Files that an interrupted commit was about to create or delete."""
-    path = root / STAGING / _INTENT
-    if not path.is_file():
-        return []
-    listed = json.loads(path.read_text())
-    return [check_relative(str(name)) for name in listed]
-
-
 def unborn(root: Path) -> bool:
     """Whether `root` holds nothing but what an interrupted first commit may have left."""
-    if (root / STAGING).is_symlink() or (root / MANIFEST).exists():
+    if (root / MANIFEST).exists():
         return False
-    own = {LOCK, STAGING, VERSIONS, *(name.split("/")[0] for name in _intended(root))}
+    own = {LOCK, STAGING, VERSIONS}
+    for folder in _stagings(root):
+        own |= {name.split("/")[0] for name in _Intent.read(folder).names}
     return all(entry.name in own for entry in root.iterdir())
+
+
+def recover(root: Path) -> Manifest | None:
+    """Finish or undo the commits of writers that died, and return the manifest that stands (None: there is none yet).
+
+    A commit whose version was claimed is finished, if it follows the manifest that stands and its files are there. Of
+    others, the files that were new are deleted, as are those that became obsolete with a finished one; nothing else is.
+    For the holder of the lock. What a living writer has staged is left alone.
+    """
+    current = manifests.load(root) if (root / MANIFEST).exists() else None
+    for folder in _stagings(root):
+        owner = _Owner.of_dead(folder)
+        if owner is None:
+            continue
+        intent = _Intent.read(folder)
+        current = _finished(root, intent, folder, current) or current
+        _delete_unlisted(root, intent, current)
+        _remove(folder)
+        owner.free()
+    _drop_claims(root, current)
+    with suppress(OSError):  # another writer stages in it
+        (root / STAGING).rmdir()
+    return current
+
+
+def _stagings(root: Path) -> list[Path]:
+    """What writers have staged, living ones and dead. Raises CatalogError for a link in their place."""
+    for folder in (root / STAGING, root / VERSIONS):
+        if folder.is_symlink():
+            raise CatalogError(str(folder), "a symbolic link", "a plain folder")
+    parent = root / STAGING
+    return sorted(entry for entry in parent.iterdir() if not entry.is_symlink()) if parent.is_dir() else []
+
+
+@dataclass(frozen=True)
+class _Intent:
+    """The version that a commit was about to make, and the files it was about to create or delete."""
+
+    version: int = 0
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> _Intent:
+        """That of a staging folder; an empty one where nothing was to be changed yet."""
+        try:
+            value = json.loads((folder / _INTENT).read_bytes())
+            return cls(int(value["version"]), tuple(check_relative(str(name)) for name in value["files"]))
+        except (OSError, ValueError, KeyError, TypeError):  # it is put in place whole, before anything is changed
+            return cls()
+
+    def write(self, folder: Path) -> None:
+        draft = folder / "intent.tmp"
+        write_flushed(draft, json.dumps({"version": self.version, "files": list(self.names)}).encode())
+        draft.replace(folder / _INTENT)
+        flush_folder(folder)
+
+
+class _Owner:
+    """A lock within a staging folder, held while its writer lives."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def of_new(cls, folder: Path) -> _Owner:
+        """Of a folder that this process has made."""
+        descriptor = os.open(folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return cls(descriptor)
+
+    @classmethod
+    def of_dead(cls, folder: Path) -> _Owner | None:
+        """Of a folder whose writer has died; None where it lives."""
+        if not folder.is_dir():
+            return cls(-1)
+        try:
+            return cls.of_new(folder)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            return None
+
+    def free(self) -> None:
+        """Give it back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _claim(root: Path, version: int) -> Path:
     return root / VERSIONS / f"{version}.json"
 
 
-def _finish_claimed(root: Path) -> None:
-    """Put the manifest of the next version in place where a commit died between claiming it and doing so."""
-    if (root / VERSIONS).is_symlink():
-        raise CatalogError(str(root / VERSIONS), "a symbolic link", "a plain folder")
-    number = manifests.load(root).version if (root / MANIFEST).exists() else 0
-    claim = _claim(root, number + 1)
-    if not claim.is_file():
-        return
+def manifest_sha256(root: Path) -> str | None:
+    """Of the bytes of the manifest that stands; None where there is none."""
+    path = root / MANIFEST
+    return sha256_of(path) if path.is_file() else None
+
+
+def _finished(root: Path, intent: _Intent, staging: Path, current: Manifest | None) -> Manifest | None:
+    """Put the manifest that a dead writer claimed in place; None where it had not come that far, or was overtaken."""
+    claim = _claim(root, intent.version)
+    if intent.version != (current.version if current is not None else 0) + 1 or not claim.is_file():
+        return None
     try:
-        whole = manifests.parse(claim.read_bytes(), str(claim)).version == number + 1
-    except CatalogError:
-        whole = False
-    if not whole:  # torn: its writer died before it could have gone on
-        claim.unlink()
-        return
-    draft = root / STAGING / "claimed.tmp"
-    draft.parent.mkdir(exist_ok=True)
+        claimed = manifests.parse(claim.read_bytes(), str(claim))
+    except CatalogError:  # torn, on a file system where a claim is written in place
+        return None
+    whole = all(inside(root, name).is_file() for name in claimed.files)
+    if claimed.previous != manifest_sha256(root) or not whole:
+        return None
+    draft = staging / "claimed.tmp"
     draft.unlink(missing_ok=True)
-    try:  # nothing is flushed: until the next commit, the claim would finish this again
+    try:  # nothing is flushed: until the staging folder is gone, this would be done again
         os.link(claim, draft)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         draft.write_bytes(claim.read_bytes())
     draft.replace(root / MANIFEST)
+    return claimed
 
 
-def recover(root: Path) -> Manifest | None:
-    """Finish a commit that was claimed, delete what another interrupted one left, and return the manifest that stands
-    (None: there is none yet).
-
-    Only files named in the intent that the manifest does not list are deleted, the staging folder, and old claims.
-    """
-    _finish_claimed(root)
-    current = manifests.load(root) if (root / MANIFEST).exists() else None
-    listed = set(current.files) if current else set()
-    for name in _intended(root):
+def _delete_unlisted(root: Path, intent: _Intent, current: Manifest | None) -> None:
+    listed = current.files if current is not None else {}
+    for name in intent.names:
         if name not in listed:
             inside(root, name).unlink(missing_ok=True)
-    staging = root / STAGING
-    if staging.is_symlink():
-        raise CatalogError(str(staging), "a symbolic link", "a plain folder")
-    if staging.exists():
-        # the intent goes last: without it, an interrupted clean-up would forget what is left to delete
-        for entry in sorted(staging.iterdir(), key=lambda e: e.name == _INTENT):
+
+
+def _remove(folder: Path) -> None:
+    """Delete a staging folder. The intent goes last: without it, what is left to delete would be forgotten."""
+    if not folder.is_dir():
+        folder.unlink()
+        return
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name in (_INTENT, _OWNER)):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
             entry.unlink()
-        staging.rmdir()
-    if current is not None and (root / VERSIONS).is_dir():
-        for claim in (root / VERSIONS).iterdir():
-            if not claim.stem.isdecimal() or int(claim.stem) <= current.version - _KEPT:
-                claim.unlink()
-    return current
+    folder.rmdir()
+
+
+def _drop_claims(root: Path, current: Manifest | None) -> None:
+    """Delete claims that no commit needs any more: long former ones, and those of versions that never came to be."""
+    now = current.version if current is not None else 0
+    for claim in (root / VERSIONS).glob("*.json"):
+        number = int(claim.stem) if claim.stem.isdecimal() else -1
+        if not now - _KEPT < number <= now and claim.is_file():
+            claim.unlink()
 
 
 class Transaction:
@@ -143,9 +233,12 @@ class Transaction:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.entries: dict[str, FileEntry] = {}
+        self.previous = manifest_sha256(root)
         self._staged: dict[str, Path] = {}
-        self._folder = root / STAGING
-        self._folder.mkdir(exist_ok=True)
+        self._folder = root / STAGING / f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._folder.parent.mkdir(exist_ok=True)
+        self._folder.mkdir()
+        self._owner = _Owner.of_new(self._folder)
 
     def stage(self, name: str, write: Callable[[BinaryIO], object], rows: int | None = None) -> tuple[str, Path]:
         """Write a file through `write(stream)` and flush it; `{digest}` in `name` becomes part of its sha256.
@@ -167,20 +260,19 @@ class Transaction:
     def commit(self, new: Manifest, old: Manifest | None, obsolete: Iterable[str] = ()) -> None:
         """Put the staged files in place, claim the version, and replace the manifest.
 
-        Raises ConflictError: a file is in the way, or another writer has committed since `old` was read. What it
-        committed stands; nothing of this commit is left.
+        Raises ConflictError: a file is in the way, or another writer has committed since this transaction began. What
+        it committed stands; nothing of this commit is left.
         """
         listed = set(old.files) if old else set()
-        names = [name for name in self._staged if name not in listed]
+        names = [name for name in self._staged if name not in listed or self._damaged(name)]
         gone = sorted(set(obsolete) - set(new.files))
         for name in names:
-            if inside(self.root, name).exists():
+            if name not in listed and inside(self.root, name).exists():
                 raise ConflictError(str(self.root / name), "a file the catalog does not know", "no such file")
-        self._refuse_overtaken(old)
-        draft = self._folder / "intent.tmp"
-        write_flushed(draft, json.dumps(sorted([*names, *gone])).encode())
-        draft.replace(self._folder / _INTENT)
-        flush_folder(self._folder)
+        if manifest_sha256(self.root) != self.previous:
+            raise _overtaken(self.root, new.version)
+        intent = _Intent(new.version, tuple(sorted([*names, *gone])))
+        intent.write(self._folder)
         for name in names:
             target = inside(self.root, name)
             target.parent.mkdir(exist_ok=True)
@@ -192,14 +284,27 @@ class Transaction:
         self._claim(new.version, draft)
         draft.replace(self.root / MANIFEST)
         flush_folder(self.root)
-        recover(self.root)
+        _delete_unlisted(self.root, intent, new)
+        self.close()
+        _drop_claims(self.root, new)
 
-    def _refuse_overtaken(self, old: Manifest | None) -> None:
-        """Raise ConflictError unless the manifest that stands is still `old`."""
-        path = self.root / MANIFEST
-        now = json.loads(path.read_bytes()).get("version") if path.exists() else None
-        if now != (old.version if old is not None else None):
-            raise _overtaken(self.root, now)
+    def close(self) -> None:
+        """Remove what is staged, and the folder where it was. Safe to call twice."""
+        if self._folder.is_dir():
+            _remove(self._folder)
+        self._owner.free()
+        with suppress(OSError):  # another writer stages in it
+            self._folder.parent.rmdir()
+
+    def abandon(self) -> Manifest | None:
+        """Undo or finish a commit that failed, as the next writer would; the manifest that stands."""
+        self._owner.free()
+        return recover(self.root)
+
+    def _damaged(self, name: str) -> bool:
+        """Whether a listed file is not there as it was committed."""
+        path = inside(self.root, name)
+        return not path.is_file() or sha256_of(path) != self.entries[name].sha256
 
     def _claim(self, version: int, manifest: Path) -> None:
         """Put the new manifest under its version's name if no other has it: of two writers, one gets this far."""

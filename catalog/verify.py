@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catalog import manifest as manifests
-from catalog.concepts import read_concepts, stored_table
+from catalog.concepts import concept_problems
 from catalog.fs import LOCK, MANIFEST, PRIVATE, footer_sha256, inside, sha256_of
 from catalog.index import DirectionIndex, check_codes
-from catalog.manifest import Manifest
-from catalog.pictures import decode_png
-from catalog.reader import Catalog, open_shard
+from catalog.manifest import FileEntry, Manifest
+from catalog.reader import Catalog
+from catalog.rules import Frame, check_direction, check_id, check_image, check_region, stored_picture
 from catalog.schema import KEYS, TABLES, light_columns, table_schema
-from catalog.tables import check_evidence, check_id, decoded, effects_of, values_of
-from pipeline.errors import RhumbError
+from catalog.shards import Shard, open_shard
+from catalog.tables import decoded, effects_of, values_of
+from pipeline.errors import CatalogError, NotFoundError, RhumbError
 
+DAMAGE = (RhumbError, ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError, pa.ArrowException)
+"""What reading hostile bytes may raise: in a report it is a problem, never a traceback."""
+_LISTED = 100  # problems of one file
+_ID_DIGITS = 32
 _PICTURES = {"directions": ("effect", "preview"), "images": ("image",), "regions": ("mask",)}
 
 
@@ -61,10 +67,10 @@ def verify(folder: str | Path) -> VerifyReport:
     root = Path(folder)
     try:
         manifest = manifests.load(root)
-    except LookupError:
+    except NotFoundError:
         raise
-    except RhumbError as error:
-        return VerifyReport(str(root), 0, 0, 0, {}, (Problem(MANIFEST, str(error)),))
+    except DAMAGE as error:
+        return VerifyReport(str(root), 0, 0, 0, {}, (Problem(MANIFEST, _told(error)),))
     problems = list(_check_files(root, manifest))
     if not problems:
         problems += check_content(root, manifest)
@@ -83,18 +89,11 @@ def check_content(root: Path, manifest: Manifest) -> list[Problem]:
 def _check_files(root: Path, manifest: Manifest) -> Iterator[Problem]:
     for name, entry in sorted(manifest.files.items()):
         try:
-            path = inside(root, name)
-        except RhumbError as error:
-            yield Problem(name, str(error))
-            continue
-        if not path.is_file():
-            yield Problem(name, "missing")
-        elif path.stat().st_size != entry.bytes:
-            yield Problem(name, f"{path.stat().st_size} bytes instead of {entry.bytes}: truncated or overwritten")
-        elif sha256_of(path) != entry.sha256:
-            yield Problem(name, "bytes changed: its sha256 is not the recorded one")
-        elif entry.footer is not None and footer_sha256(path) != entry.footer:
-            yield Problem(name, "its footer is not the recorded one")
+            wrong = _wrong_with(inside(root, name), entry)
+        except DAMAGE as error:
+            wrong = _told(error)
+        if wrong is not None:
+            yield Problem(name, wrong)
     for base, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not (Path(base) == root and f in PRIVATE))
         for name in sorted(names + [f for f in folders if (Path(base) / f).is_symlink()]):
@@ -103,83 +102,114 @@ def _check_files(root: Path, manifest: Manifest) -> Iterator[Problem]:
                 yield Problem(relative, "not listed in the manifest")
 
 
+def _wrong_with(path: Path, entry: FileEntry) -> str | None:
+    """What of a file is not as the manifest says, if anything."""
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != entry.bytes:
+        return f"{path.stat().st_size} bytes instead of {entry.bytes}: truncated or overwritten"
+    if sha256_of(path) != entry.sha256:
+        return "bytes changed: its sha256 is not the recorded one"
+    if entry.footer is not None and footer_sha256(path) != entry.footer:
+        return "its footer is not the recorded one"
+    return None
+
+
 class _Tables:
-    """Rows of all shards, checked one by one and against each other."""
+    """Rows of all shards, checked one by one and against each other. Memory: some 40 bytes a row, 100 a region."""
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest, self.layout = root, manifest, manifest.layout
-        self.home: dict[str, dict[str, str]] = {table: {} for table in TABLES}  # id -> shard
-        self.masks: dict[str, tuple[str, str]] = {}  # region id -> (image id, region)
-        self.joins: list[tuple[str, dict[str, Any]]] = []
+        model = manifest.provenance.model["fingerprint"]
+        self.frame = Frame(model, self.layout.spaces, self.layout.effect_shape)
+        self.ids: dict[str, np.ndarray] = {}  # (n,) "S32", sorted, by table
         self.problems: list[Problem] = []
-        self._seen: set[tuple[str, str]] = set()
+        self._noted: Counter[str] = Counter()
+        self._all_read = True
 
     def check(self) -> list[Problem]:
-        """All problems of the tables, shard by shard, then of what joins them."""
-        for table in TABLES:
-            for path in self.manifest.shards(table):
-                try:
-                    self._check_shard(table, path)
-                except (RhumbError, OSError, pa.ArrowException) as error:
-                    self.problems.append(Problem(path, str(error)[:400]))
-        for path, row in self.joins:
-            self._check_joins(path, row)
+        """All problems of the tables: shard by shard, then, where every row could be read, of what joins them."""
+        for table in ("images", "regions", "directions"):  # the size of an image is that of masks and previews
+            found = [self._ids_of(table, path) for path in self.manifest.shards(table)]
+            self._check_unique(table, found)
+        if self._all_read:
+            try:
+                self._check_joins()
+            except DAMAGE as error:
+                self._note(MANIFEST, _told(error))
         return self.problems
 
-    def _check_shard(self, table: str, path: str) -> None:
-        schema = table_schema(table, self.layout)
-        with open_shard(inside(self.root, path), self.manifest.files[path]) as file:
-            if not file.schema_arrow.equals(schema, check_metadata=True):
-                self.problems.append(Problem(path, "columns or types differ from the schema"))
-                return
-            groups = file.metadata.num_row_groups
-            sizes = [file.metadata.row_group(group).num_rows for group in range(groups)]
-            if any(size != sizes[0] for size in sizes[:-1]) or (sizes and not 0 < sizes[-1] <= sizes[0]):
-                self.problems.append(Problem(path, "row groups of several sizes"))
-                return
-            for group in range(groups):
-                self._check_rows(table, path, file.read_row_group(group))
+    def _note(self, path: str, what: str) -> None:
+        self._noted[path] += 1
+        if self._noted[path] <= _LISTED:
+            self.problems.append(Problem(path, what[:400]))
+        elif self._noted[path] == _LISTED + 1:
+            self.problems.append(Problem(path, f"more than {_LISTED} problems; the others are not listed"))
 
-    def _check_rows(self, table: str, path: str, rows: pa.Table) -> None:
-        for row in rows.select([*light_columns(rows.schema), *_PICTURES[table]]).to_pylist():
-            key = row[KEYS[table]]
-            self._try(path, lambda key=key: check_id(key, KEYS[table]))
-            former = self.home[table].setdefault(key, path)
-            if former != path or (table, key) in self._seen:
-                self.problems.append(Problem(path, f"{KEYS[table]} {key} is also in {former}"))
-            self._seen.add((table, key))
-            for column in _PICTURES[table]:
-                self._try(path, lambda row=row, c=column: decode_png((row[c] or {}).get("bytes") or b"", c))
-            self._note(table, path, row)
-        if table == "directions":
-            self._check_vectors(path, rows)
-        elif table == "images" and not np.isfinite(values_of(rows.column("latent"), "latent")).all():
-            self.problems.append(Problem(path, "latent: NaN or infinity"))
-
-    def _try(self, path: str, check: Any) -> None:
+    def _try(self, path: str, at: str, check: Callable[[], object]) -> None:
         try:
             check()
-        except RhumbError as error:
-            self.problems.append(Problem(path, str(error)))
+        except DAMAGE as error:
+            self._note(path, str(error) if isinstance(error, RhumbError) else f"{at}: {_told(error)}")
 
-    def _note(self, table: str, path: str, row: dict[str, Any]) -> None:
-        if table == "regions":
-            self.masks[row["region_id"]] = (row["image_id"], row["region"])
-            self.joins.append((path, {"id": row["region_id"], "image_id": row["image_id"]}))
-        elif table == "directions":
-            self._try(path, lambda: check_evidence(row, f"direction {row['direction_id']}"))
-            join = {name: row[name] for name in ("image_id", "region_id", "region", "parents", "kind", "model")}
-            self.joins.append((path, {"id": row["direction_id"], **join}))
+    def _ids_of(self, table: str, path: str) -> np.ndarray:
+        """(n,) "S32": the ids of a shard, whose rows are checked one by one."""
+        ids: list[str] = []
+        try:
+            with open_shard(inside(self.root, path), self.manifest.files[path]) as file:
+                if not file.schema_arrow.equals(table_schema(table, self.layout), check_metadata=True):
+                    raise CatalogError(path, "columns or types differ from the schema", "those of the schema")
+                file.check_pages()
+                for group in range(file.metadata.num_row_groups):
+                    ids += self._check_group(table, path, file, group)
+        except DAMAGE as error:
+            self._all_read = False
+            self._note(path, _told(error))
+        return np.array(ids, dtype="S32")
+
+    def _check_group(self, table: str, path: str, file: Shard, group: int) -> list[str]:
+        """The ids of a row group; none where it is damaged, which says nothing of the groups after it."""
+        try:
+            return self._check_rows(table, path, file.read_row_group(group))
+        except DAMAGE as error:
+            self._all_read = False
+            self._note(path, f"from row {group * file.group_size}: {_told(error)}")
+            return []
+
+    def _check_rows(self, table: str, path: str, rows: pa.Table) -> list[str]:
+        """The ids of some rows, after a check of each."""
+        ids, what = [], table[:-1]
+        names = [*light_columns(rows.schema), *_PICTURES[table]]
+        for row in rows.select(names).to_pylist():
+            key = row[KEYS[table]]
+            self._try(path, f"{what} {key!r}"[:60], partial(self._check_row, table, row))
+            if isinstance(key, str) and key.isascii() and len(key) == _ID_DIGITS:
+                ids.append(key)
+        if table == "directions":
+            self._try(path, "vectors", partial(self._check_vectors, path, rows))
+        elif table == "images":
+            self._try(path, "latent", partial(_check_latents, rows))
+        return ids
+
+    def _check_row(self, table: str, row: Mapping[str, Any]) -> None:
+        at = f"{table[:-1]} {check_id(row[KEYS[table]], KEYS[table])}"
+        pictures = {name: stored_picture(row[name], f"{at}: {name}") for name in _PICTURES[table]}
+        if table == "directions":
+            check_direction(row, pictures, self.frame)
+        elif table == "regions":
+            check_region(row, pictures["mask"], self.frame)
+        else:
+            check_image(row, pictures["image"], self.frame)
+            height, width = pictures["image"].shape[:2]
+            self.frame = replace(self.frame, size=(height, width))
 
     def _check_vectors(self, path: str, rows: pa.Table) -> None:
-        if not set(rows.column("space").to_pylist()) <= set(self.layout.spaces):
-            self.problems.append(Problem(path, "space: a name the manifest does not know"))
         self._check_unit(path, rows, lambda part: effects_of(part, "effect"))
         for space in self.layout.spaces:
             own = rows.filter(pc.equal(rows.column("space"), space))
             for field in self.layout.vector_fields(space):
                 if own.num_rows != rows.num_rows - rows.column(field.name).null_count:
-                    self.problems.append(Problem(path, f"{field.name}: not exactly in the rows of space {space}"))
+                    self._note(path, f"{field.name}: not exactly in the rows of space {space}")
                     return
             self._check_unit(path, own, partial(decoded, layout=self.layout, space=space, name="vector"))
 
@@ -187,31 +217,89 @@ class _Tables:
         """Note the rows whose vectors cannot be read, one by one where not all together can."""
         try:
             read(rows)
-        except RhumbError:
+        except DAMAGE:
             for i in range(rows.num_rows):
-                key = rows.column("direction_id")[i].as_py()
                 try:
                     read(rows.slice(i, 1))
-                except RhumbError as error:
-                    self.problems.append(Problem(path, f"direction {key}: {error}"))
+                except DAMAGE as error:
+                    self._note(path, f"direction {rows.column('direction_id')[i].as_py()}: {_told(error)}")
 
-    def _check_joins(self, path: str, row: Mapping[str, Any]) -> None:
-        def note(text: str) -> None:
-            self.problems.append(Problem(path, f"{row['id']}: {text}"))
+    def _check_unique(self, table: str, found: list[np.ndarray]) -> None:
+        """Sort the ids of a table, and note those that it has twice."""
+        shards = self.manifest.shards(table)
+        starts = np.cumsum([0, *(len(ids) for ids in found)])
+        ids = np.concatenate([np.zeros(0, "S32"), *found])
+        order = np.argsort(ids, kind="stable")
+        self.ids[table] = ids[order]
+        for at in np.flatnonzero(self.ids[table][1:] == self.ids[table][:-1]):
+            first, again = (shards[int(np.searchsorted(starts, order[i], "right")) - 1] for i in (at, at + 1))
+            self._note(again, f"{KEYS[table]} {self.ids[table][at].decode()} is also in {first}")
 
-        if row["image_id"] not in self.home["images"]:
-            note(f"image {row['image_id']} is not in the catalog")
-        if "kind" not in row:
-            return
-        if row["model"] != self.manifest.provenance.model["fingerprint"]:
-            note("model is not that of the manifest")
-        if row["region_id"] is None and row["kind"] != "joint":
-            note("region_id is missing")
-        if row["region_id"] is not None and self.masks.get(row["region_id"]) != (row["image_id"], row["region"]):
-            note(f"region {row['region_id']} is not in the catalog as {row['region']} of its image")
-        for parent in row["parents"]:
-            if parent not in self.home["directions"]:
-                note(f"parent {parent} is not in the catalog")
+    # -- joins -----------------------------------------------------------------------------------------------------
+
+    def _columns(self, table: str, *names: str) -> Iterator[tuple[str, dict[str, list[Any]]]]:
+        """(shard, values by column) of every shard of a table."""
+        for path in self.manifest.shards(table):
+            with open_shard(inside(self.root, path), self.manifest.files[path]) as file:
+                yield path, file.read(list(names)).to_pydict()
+
+    def _check_joins(self) -> None:
+        numbers: dict[str, int] = {}  # of the names of regions
+        ids, images, regions = [np.zeros(0, "S32")], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for path, own in self._columns("regions", "region_id", "image_id", "region"):
+            ids.append(np.array(own["region_id"], "S32"))
+            images.append(self._images_of(path, own["region_id"], own["image_id"]))
+            regions.append(np.array([numbers.setdefault(name, len(numbers)) for name in own["region"]], np.int64))
+        self._check_pairs(np.concatenate(images), np.concatenate(regions), len(numbers))
+        order = np.argsort(np.concatenate(ids), kind="stable")
+        image, region = np.concatenate(images)[order], np.concatenate(regions)[order]
+        joined = ("direction_id", "image_id", "region_id", "region", "kind", "parents")
+        for path, own in self._columns("directions", *joined):
+            keys, place = own["direction_id"], _rows_of(own["region_id"], self.ids["regions"])
+            found = self._images_of(path, keys, own["image_id"])
+            for i, (key, region_id, name) in enumerate(zip(keys, own["region_id"], own["region"], strict=True)):
+                if region_id is None:
+                    if own["kind"][i] != "joint":
+                        self._note(path, f"{key}: region_id is missing")
+                elif place[i] < 0 or image[place[i]] != found[i] or region[place[i]] != numbers.get(name, -1):
+                    self._note(path, f"{key}: region {region_id} is not in the catalog as {name} of its image")
+            pairs_of = [(key, parent) for key, parents in zip(keys, own["parents"], strict=True) for parent in parents]
+            for at in np.flatnonzero(_rows_of([parent for _, parent in pairs_of], self.ids["directions"]) < 0):
+                self._note(path, f"{pairs_of[at][0]}: parent {pairs_of[at][1]} is not in the catalog")
+
+    def _check_pairs(self, image: np.ndarray, region: np.ndarray, names: int) -> None:
+        """Note images (places, (n,)) that have two masks of one region (numbers, (n,))."""
+        pairs = np.sort(image[image >= 0] * names + region[image >= 0])
+        for pair in np.unique(pairs[1:][pairs[1:] == pairs[:-1]]):
+            key = self.ids["images"][pair // names].decode()
+            self._note(self.manifest.shards("regions")[-1], f"image {key} has two masks of one region")
+
+    def _images_of(self, path: str, keys: list[str], images: list[str]) -> np.ndarray:
+        """(n,) int64: where the image of each row stands among the catalog's, -1 where it does not."""
+        found = _rows_of(images, self.ids["images"])
+        for i in np.flatnonzero(found < 0):
+            self._note(path, f"{keys[i]}: image {images[i]} is not in the catalog")
+        return found
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, RhumbError) else f"unreadable ({type(error).__name__}: {str(error)[:200]})"
+
+
+def _check_latents(rows: pa.Table) -> None:
+    finite = np.isfinite(values_of(rows.column("latent"), "latent")).all(axis=1)
+    if not finite.all():
+        key = rows.column("image_id")[int(finite.argmin())].as_py()
+        raise CatalogError(f"image {key}: latent", "NaN or infinity", "finite values")
+
+
+def _rows_of(keys: Sequence[str | None], known: np.ndarray) -> np.ndarray:
+    """(n,) int64: the place of each key among sorted ids (m,) "S32", -1 for those that are not there."""
+    wanted = np.array([(key or "").encode(errors="replace")[: _ID_DIGITS + 1] for key in keys], dtype="S33")
+    if not len(known):
+        return np.full(len(keys), -1)
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[at] == wanted, at, -1)
 
 
 def _check_indexes(root: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -220,32 +308,17 @@ def _check_indexes(root: Path, manifest: Manifest) -> Iterator[Problem]:
             try:
                 DirectionIndex(catalog, name)
                 yield from (Problem(file, what) for file, what in check_codes(catalog, name))
-            except RhumbError as error:
+            except DAMAGE as error:
                 named = [path for path in entry.files if path in str(error)]
-                yield Problem((named or sorted(entry.files))[0], str(error))
+                yield Problem((named or sorted(entry.files) or [MANIFEST])[0], _told(error))
 
 
 def _check_concepts(root: Path, manifest: Manifest) -> Iterator[Problem]:
     """Problems of the concepts, which may be those of a former version: their rows, and what they refer to."""
     if manifest.concepts is None:
         return
-    path = manifest.concepts.path
     with Catalog(root, manifest) as catalog:
         try:
-            concepts = read_concepts(stored_table(catalog), catalog.layout.spaces, catalog.layout.effect_shape, path)
-        except RhumbError as error:
-            yield Problem(path, str(error))
-            return
-        for concept in concepts:
-            at = f"concept {concept.concept_id}"
-            for member in concept.members:
-                if not catalog.holds(member):
-                    yield Problem(path, f"{at}: member {member} is not in the catalog")
-            if not catalog.holds(concept.image_id, "images"):
-                yield Problem(path, f"{at}: image {concept.image_id} is not in the catalog")
-            if concept.region_id is not None and not catalog.holds(concept.region_id, "regions"):
-                yield Problem(path, f"{at}: region {concept.region_id} is not in the catalog")
-            try:
-                concept.pictures()
-            except RhumbError as error:
-                yield Problem(path, f"{at}: {error}")
+            yield from (Problem(manifest.concepts.path, what) for what in concept_problems(catalog))
+        except DAMAGE as error:
+            yield Problem(manifest.concepts.path, _told(error))

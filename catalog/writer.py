@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,6 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from catalog import manifest as manifests
@@ -21,6 +21,7 @@ from catalog.places import Known
 from catalog.reader import Catalog
 from catalog.records import Chunk, DirectionRecord, content_id
 from catalog.schema import KEYS, TABLES, Layout, parquet_settings
+from catalog.shards import LONGEST_LIST, open_shard, write_shard
 from catalog.tables import check_id, check_name, to_tables
 from catalog.transaction import Lock, Transaction, recover, unborn
 from pipeline.errors import CatalogError, ConflictError, InputError
@@ -188,7 +189,8 @@ class CatalogWriter:
         """Put the concepts of the directions that the catalog holds now in place of former ones."""
         settings = parquet_settings("concepts", table.schema, self.manifest.layout)
         with self.transaction() as transaction:
-            path = stage_read_back(transaction, "concepts/{digest}.parquet", table, settings)
+            longest = max(1, self.manifest.rows("directions"))  # a concept may hold all of them
+            path = stage_read_back(transaction, "concepts/{digest}.parquet", table, settings, longest)
             entry = ConceptsEntry(
                 path=path, rows=table.num_rows, directions_fingerprint=self.manifest.directions_fingerprint
             )
@@ -209,11 +211,12 @@ class CatalogWriter:
         for path in gone:
             files.pop(path, None)
         update = {"version": base.version + 1, "files": files, "retired": (), "pack": None, **changes}
+        update["previous"] = transaction.previous
         try:
             new = Manifest.model_validate({**dict(base), **update})
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
+            place = ".".join(str(part) for part in first["loc"]) or MANIFEST
             raise CatalogError(place, repr(first["input"])[:120], first["msg"]) from error
         transaction.commit(new, old, gone)
         self.manifest = new
@@ -223,11 +226,15 @@ class CatalogWriter:
         """A transaction that leaves the standing version and no leftovers if anything at all goes wrong."""
         if self._lock.freed:
             raise ConflictError(str(self.folder), "a writer that was closed", "an open one", "Open it again")
+        started: Transaction | None = None
         try:
             with _clear_disk_errors(self.folder):
-                yield Transaction(self.folder)
+                started = Transaction(self.folder)
+                yield started
+                started.close()
         except BaseException:
-            self.manifest = recover(self.folder) or self.manifest
+            if started is not None:
+                self.manifest = started.abandon() or self.manifest
             self._ids = None
             raise
 
@@ -256,7 +263,7 @@ class CatalogWriter:
         mined = [record for record in chunk.images if record.failure is None]
         for record in chunk.images:
             check_id(record.image_id, "image_id")
-        masks = dict(self._masks)
+        masks = ChainMap({}, self._masks)
         for region in chunk.regions:
             if masks.setdefault((region.image_id, region.region), region.region_id) != region.region_id:
                 raise CatalogError(f"region {region.region_id}", "a second mask", f"one {region.region} per image")
@@ -368,10 +375,13 @@ def stage_table(transaction: Transaction, table: str, rows: pa.Table, layout: La
     return stage_read_back(transaction, f"{table}/{{digest}}.parquet", rows, settings)
 
 
-def stage_read_back(transaction: Transaction, name: str, rows: pa.Table, settings: dict[str, Any]) -> str:
-    path, staged = transaction.stage(name, lambda stream: pq.write_table(rows, stream, **settings), rows.num_rows)
-    with pq.ParquetFile(staged, page_checksum_verification=True) as file:
-        read = file.read()
+def stage_read_back(
+    transaction: Transaction, name: str, rows: pa.Table, settings: dict[str, Any], longest: int = LONGEST_LIST
+) -> str:
+    """Stage a Parquet file and read it back; its path. `longest`: items of a list, on average. Raises CatalogError."""
+    path, staged = transaction.stage(name, lambda stream: write_shard(rows, stream, settings), rows.num_rows)
+    with open_shard(staged, transaction.entries[path], rows.schema, longest) as shard:
+        read = shard.read()
     if not read.equals(rows):
         raise CatalogError(path, "other rows than were written", "the rows as written", "Check the disk, and try again")
     return path

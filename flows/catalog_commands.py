@@ -18,6 +18,7 @@ from flows.summary import describe
 from pipeline.errors import InputError
 
 _SHOWN = 20
+_LARGEST = 1e6  # MB of a shard
 
 
 def catalog(arguments: Namespace) -> int:
@@ -44,9 +45,10 @@ def _info(arguments: Namespace) -> None:
         rows = [(t["table"], t["rows"], t["shards"], f"{t['bytes'] / 1e6:.1f} MB") for t in found["tables"]]
         table("tables", ("table", "rows", "shards", "size"), rows)
         vectors = [
-            (v["space"], " x ".join(map(str, v["shape"])), v["codec"], f"{v['bytes_each']:.0f}", f"{v['smaller']:.1f}")
+            (v["space"], " x ".join(map(str, v["shape"])), v["codec"],
+             *((f"{v['bytes_each']:.0f}", f"{v['smaller']:.1f}") if v["rows"] else ("-", "-")))
             for v in found["vectors"]
-        ]
+        ]  # fmt: skip
         table("vectors", ("space", "shape", "codec", "bytes each", "times smaller than float32"), vectors)
         indexes = [(i["index"], i["kind"], i["dimension"], i["rows"], i["current"]) for i in found["indexes"]]
         table("indexes", ("index", "kind", "dimensions", "directions", "up to date"), indexes)
@@ -108,6 +110,8 @@ def _export(arguments: Namespace) -> None:
 
 
 def _compact(arguments: Namespace) -> None:
+    if not 0 < arguments.shard_size <= _LARGEST:  # NaN too is no size
+        raise InputError("--shard-size", arguments.shard_size, f"megabytes: more than 0, at most {_LARGEST:g}")
     done = compact(arguments.catalog, round(arguments.shard_size * 1e6))
     before, after = f"{done.bytes_before / 1e6:.1f} MB", f"{done.bytes / 1e6:.1f} MB"
     text = f"{done.shards_before} shards ({before}) -> {done.shards} ({after})"

@@ -179,6 +179,9 @@ def _show_concepts(listed: list[dict[str, Any]]) -> None:
 def concepts(arguments: Namespace) -> None:
     """`rhumb concepts CATALOG`."""
     picture = _picture_path(arguments.picture)
+    for name, least in (("k", 1), ("offset", 0), ("seed", 0)):
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name}".replace("--k", "-k"), getattr(arguments, name), f"at least {least}")
     with Catalog.open(arguments.catalog) as catalog:
         if arguments.region is not None:
             _check_region(catalog, arguments.region)

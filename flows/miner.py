@@ -25,8 +25,9 @@ from pipeline.images import as_tensor
 from pipeline.inversion import round_trip_psnr
 from pipeline.jacobian import jacobian
 from pipeline.mined import Direction, JiveSettings, LocoSettings, MinedImage, MiningSettings
-from pipeline.mining import linear_strength, mine_image
+from pipeline.mining import mine_image
 from pipeline.models.contract import Denoiser
+from pipeline.strengths import linear_strength
 
 PREVIEWS = 16  # directions previewed in one pass
 BEST_PSNR = 200.0  # dB; an exact round trip has no finite one, and evidence is a number

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from catalog.fs import MANIFEST
 from catalog.reader import Catalog
+from pipeline.errors import CatalogError
 
 
 def _median(values: list[float | None]) -> float | None:
@@ -16,9 +20,18 @@ def _median(values: list[float | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
+def _plain(catalog: Catalog, rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows as Python values. Raises CatalogError for text that is none."""
+    try:
+        return list(rows.to_pylist())
+    except UnicodeDecodeError as error:
+        found = f"text in another encoding ({str(error)[:100]})"
+        raise CatalogError(str(catalog.folder), found, "UTF-8", "Run `rhumb verify`") from error
+
+
 def direction_table(catalog: Catalog) -> list[dict[str, Any]]:
     """One row per (region, space, kind): count and medians of the evidence."""
-    rows = catalog.directions().to_pylist()
+    rows = _plain(catalog, catalog.directions())
     table = []
     for region, space, kind in sorted({(row["region"], row["space"], row["kind"]) for row in rows}):
         own = [row for row in rows if (row["region"], row["space"], row["kind"]) == (region, space, kind)]
@@ -38,7 +51,7 @@ def direction_table(catalog: Catalog) -> list[dict[str, Any]]:
 
 def failures_of(catalog: Catalog) -> dict[str, str]:
     """Source to reason, for what was tried and not mined; not for files that were repaired and mined since."""
-    mined = set(catalog.images().column("source").to_pylist())
+    mined = {row["source"] for row in _plain(catalog, catalog.images().select(["source"]))}
     failed = catalog.manifest.failed_images.values()
     return {entry.source: entry.reason for entry in failed if entry.source not in mined}
 
@@ -48,9 +61,11 @@ def summarise(folder: Path) -> dict[str, Any]:
     with Catalog.open(folder) as catalog:
         manifest = catalog.manifest
         failures = failures_of(catalog)
+        provenance = manifest.provenance
+        reference = provenance.model.get("reference", "no reference")
         return {
-            "name": manifest.provenance.recipe["name"],
-            "model": f"{manifest.provenance.model['reference']} ({manifest.provenance.model['fingerprint'][:12]})",
+            "name": provenance.recipe.get("name", "no name"),
+            "model": f"{reference} ({provenance.model['fingerprint'][:12]})",
             "version": manifest.version,
             "images": manifest.rows("images"),
             "directions": manifest.rows("directions"),
@@ -75,7 +90,7 @@ def describe(catalog: Catalog) -> dict[str, Any]:
     }
     return {
         "name": provenance.recipe.get("name"),
-        "format": manifest.format_version,
+        "format": _format_of(catalog.folder),
         "version": manifest.version,
         "model": provenance.model["fingerprint"],
         "data": provenance.data.get("name"),
@@ -97,6 +112,11 @@ def describe(catalog: Catalog) -> dict[str, Any]:
             for name, entry in sorted(manifest.indexes.items())
         ],
     }
+
+
+def _format_of(folder: Path) -> str:
+    """The format version of a catalog as it lies there; one that is read has been raised to the present one."""
+    return str(json.loads((folder / MANIFEST).read_bytes()).get("format_version"))
 
 
 def _stored(catalog: Catalog, space: str) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import InputError
 from pipeline.jacobian import BLOCK, jacobian
 from pipeline.metrics import rms_inside, roir
-from pipeline.mining import STRENGTH_LIMIT, VISIBLE_RMS, check_masks
+from pipeline.mining import check_masks
 from pipeline.models.contract import Denoiser
 from pipeline.operators import Products
+from pipeline.strengths import STRENGTH_LIMIT, VISIBLE_RMS
 
 Space = Literal["x", "h"]
 SPACES: tuple[Space, ...] = ("x", "h")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Any, Literal
@@ -85,7 +84,11 @@ def random_quantiles(entries: float, of: int = 1) -> tuple[float, float, float]:
     return min(1.0, low), min(1.0, middle), min(1.0, high)
 
 
-def entries_that_count(unit: Sequence[np.ndarray]) -> float:
-    """Participation ratio of the mean energy of unit rows: how many entries they share out their energy over."""
-    energy = sum((rows.astype(np.float64) ** 2).sum(axis=0) for rows in unit)
+def energy_of(unit: np.ndarray) -> np.ndarray:
+    """(D,) float64: the energy that unit rows (n, D) put on each entry, summed."""
+    return np.asarray(np.einsum("nd,nd->d", unit, unit, dtype=np.float64))
+
+
+def entries_that_count(energy: np.ndarray) -> float:
+    """Participation ratio of an energy (D,), see `energy_of`: how many entries it is shared out over."""
     return float(np.sum(energy) ** 2 / np.sum(np.square(energy)))

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from catalog.alignment import mask_centres, moved, unit_rows
-from catalog.lookup.ask import By, check_by, entries_that_count, none_there, random_quantiles
+from catalog.lookup.ask import By, check_by, energy_of, entries_that_count, none_there, random_quantiles
 from catalog.reader import Catalog
 from pipeline.errors import InputError
 
@@ -130,8 +130,8 @@ def homogeneity(
     """Pairwise |cos| of a region's directions (or of their effects, or the mean of both) over images, per rank.
 
     Directions of one rank on different images are compared, where they lie. `limit` bounds the images used. Cost: reads
-    their vectors once; limit^2 / 2 cosines per rank. Raises InputError, NotFoundError if fewer than two images have
-    such directions.
+    their vectors once, those of one rank at a time; limit^2 / 2 cosines per rank. Raises InputError, NotFoundError if
+    fewer than two images have such directions.
     """
     check_by(by)
     if limit < 2:
@@ -144,22 +144,23 @@ def homogeneity(
     ids, homes, ranks = ids[kept], homes[kept], ranks[kept]
     entries = _entries(catalog, space, by) if len(ids) else 1.0
     of_rank: dict[int, Spread] = {}
-    groups: list[np.ndarray] = []
+    pairs: list[np.ndarray] = []
+    energy, count = np.zeros(1), 0
     means: dict[str, list[float]] = {}
     for r in np.unique(ranks).tolist():
         of_r = np.flatnonzero(ranks == r)
         first = of_r[np.unique(homes[of_r], return_index=True)[1]]
         if len(first) > 1:
-            groups.append(_stored(catalog, ids[first].tolist(), space, by))
-            of_rank[int(r)] = _spread(groups[-1:], entries)
-            cosines = np.abs(groups[-1] @ groups[-1].T)
-            np.fill_diagonal(cosines, 0)
+            cosines, own = _compared(_stored(catalog, ids[first].tolist(), space, by))
+            pairs.append(cosines[np.triu_indices(len(first), 1)])
+            energy, count = energy + own, count + len(first)
+            of_rank[int(r)] = _spread(pairs[-1], len(first), own, entries)
             for home, mean in zip(homes[first], cosines.sum(axis=1) / (len(first) - 1), strict=True):
                 means.setdefault(home, []).append(float(mean))
-    if not groups:
+    if not pairs:
         found = f"{len(images)} images with {region} {space} {kind}" + ("" if rank is None else f" of rank {rank}")
         raise none_there(catalog, found, "at least two images")
-    overall = _spread(groups, entries)
+    overall = _spread(np.concatenate(pairs), count, energy, entries)
     of_image = {home: float(np.mean(values)) for home, values in sorted(means.items())}
     odd = tuple(home for home, mean in of_image.items() if mean < overall.random_shaped[2])
     return Homogeneity(region, space, kind, by, len(images), len(used), overall, of_rank, of_image, odd)
@@ -173,13 +174,19 @@ def _entries(catalog: Catalog, space: str, by: By) -> float:
     return len(parts) ** 2 / sum(1 / size for size in parts)
 
 
-def _spread(groups: Sequence[np.ndarray], entries: float) -> Spread:
-    """Spread over pairs within each group of unit rows (n_i, D); `entries` of them count if all count the same."""
-    values = np.concatenate([np.abs(rows @ rows.T)[np.triu_indices(len(rows), 1)] for rows in groups])
-    q10, q50, q90 = (float(q) for q in np.quantile(values, (0.1, 0.5, 0.9)))
+def _compared(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of unit rows (n, D): the |cos| of each to each other (n, n), 0 to itself, and their energy (D,)."""
+    cosines = np.abs(rows @ rows.T)
+    np.fill_diagonal(cosines, 0)
+    return cosines, energy_of(rows)
+
+
+def _spread(cosines: np.ndarray, count: int, energy: np.ndarray, entries: float) -> Spread:
+    """Spread of the |cos| of all pairs of `count` rows of an `energy`; `entries` count if all count the same."""
+    q10, q50, q90 = (float(q) for q in np.quantile(cosines, (0.1, 0.5, 0.9)))
     return Spread(
-        n=sum(len(rows) for rows in groups), pairs=len(values), q10=q10, q50=q50, q90=q90,
-        random=random_quantiles(entries), random_shaped=random_quantiles(entries_that_count(groups)),
+        n=count, pairs=len(cosines), q10=q10, q50=q50, q90=q90,
+        random=random_quantiles(entries), random_shaped=random_quantiles(entries_that_count(energy)),
     )  # fmt: skip
 
 
@@ -219,7 +226,7 @@ def homogeneity_of(
     nearest.sort(key=lambda n: (-n.score, n.direction_id))
     scores = np.array([n.score for n in nearest])
     q10, q50, q90 = (float(q) for q in np.quantile(scores, (0.1, 0.5, 0.9)))
-    entries = entries_that_count([_stored(catalog, [key], own["space"], by)])
+    entries = entries_that_count(energy_of(_stored(catalog, [key], own["space"], by)))
     return DirectionHomogeneity(
         direction_id=key, **wanted, by=by, moved=move, images=len(images), used=len(used),
         agreement=float((scores >= ALIKE).mean()), effect_agreement=float(np.mean([n.effect for n in nearest])),

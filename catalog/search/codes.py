@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.search.bounded import excess
 from catalog.search.quantiser import REBUILD, flat_values
 from catalog.search.spec import IndexSpec
 from pipeline.errors import CatalogError
@@ -87,7 +88,8 @@ def write(codes: Codes, spec: IndexSpec, stream: BinaryIO) -> None:
 
 
 def read(path: Path, spec: IndexSpec, rows: int, columns: tuple[str, ...] = ("direction_id", "list", "code")) -> Codes:
-    """The codes in a file of `rows` rows; columns left out come back empty. Sizes are checked before anything is read.
+    """The codes in a file of `rows` rows; columns left out come back empty. Sizes are checked before anything is read,
+    so `rows` must not be the file's own word.
 
     Raises CatalogError: unreadable, other columns or number of rows, a list that the index does not have, or a flat
     code with NaN or infinity.
@@ -97,11 +99,8 @@ def read(path: Path, spec: IndexSpec, rows: int, columns: tuple[str, ...] = ("di
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if not file.schema_arrow.equals(wanted):
                 raise CatalogError(str(path), "other columns", f"{wanted}".replace("\n", ", "), REBUILD)
-            groups = range(file.metadata.num_row_groups)
-            size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
             most = 2 * rows * (ID_BYTES + 4 + spec.code_size) + 2**20
-            if file.metadata.num_rows != rows or size > most:
-                found = f"{file.metadata.num_rows} rows of {size} bytes unpacked"
+            if (found := excess(file.metadata, rows, most, rows)) is not None:
                 raise CatalogError(str(path), found, f"{rows} rows of at most {most} bytes", REBUILD)
             table = file.read(list(columns))
         table.validate(full=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.search.bounded import excess
 from catalog.search.sketch import WIDE
 from catalog.search.spec import FLAT_BYTES, IndexSpec
 from pipeline.errors import CatalogError
@@ -25,6 +26,8 @@ SCHEMA = pa.schema(
         pa.field("values", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
     ]
 )
+# Names stay a dictionary while they are read: a long one repeated in every row is never written out.
+_READ = SCHEMA.set(0, pa.field("array", pa.dictionary(pa.int32(), pa.string()), nullable=False))
 _BITS = 4  # of a PQ code: 16 centroids for each part, what fast-scan looks up in a register
 _LARGEST_VALUE = 1e3  # sketches have at most unit length
 _MARGIN = 1.2  # a later entry may pass the largest of the sample; beyond this it is clipped
@@ -195,21 +198,23 @@ def parse(data: bytes, spec: IndexSpec, name: str = "quantiser") -> Quantiser:
     shapes = _shapes(spec)
     rows = sum(count for count, _ in shapes.values())
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            if not file.schema_arrow.equals(SCHEMA) or file.metadata.num_rows != rows:
-                raise refuse("other columns or rows", f"{rows} rows of {', '.join(SCHEMA.names)}")
-            groups = range(file.metadata.num_row_groups)
-            size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
-            if size > (most := rows * (4 * WIDE + 1024) + 2**20):
-                raise refuse(f"{size} bytes unpacked", f"at most {most}")
-            table = file.read().combine_chunks()
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, read_dictionary=["array"]) as file:
+            if not file.schema_arrow.equals(_READ):
+                raise refuse("other columns", ", ".join(SCHEMA.names))
+            most = rows * (4 * WIDE + 1024) + 2**20
+            if (found := excess(file.metadata, rows, most, rows * WIDE)) is not None:
+                raise refuse(found, f"{rows} rows of at most {most} bytes")
+            table = file.read()
         table.validate(full=True)
-        found = list(zip(table.column("array").to_pylist(), table.column("row").to_pylist(), strict=True))
+        if not all(set(chunk.dictionary.to_pylist()) <= shapes.keys() for chunk in table.column("array").chunks):
+            raise refuse("other arrays", f"{', '.join(shapes)}, row after row")
+        table = table.combine_chunks()
+        names = list(zip(table.column("array").to_pylist(), table.column("row").to_pylist(), strict=True))
     except CatalogError:
         raise
-    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names that are no UTF-8
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # names that are no UTF-8, or not there
         raise refuse(f"an unreadable file ({str(error)[:120]})", "a Parquet file of arrays") from error
-    if found != [(array, row) for array, (count, _) in shapes.items() for row in range(count)]:
+    if names != [(array, row) for array, (count, _) in shapes.items() for row in range(count)]:
         raise refuse("other arrays", f"{', '.join(shapes)}, row after row")
     arrays, start = {}, 0
     for array, (count, width) in shapes.items():

@@ -11,7 +11,7 @@ import torch
 from pipeline.faces.factors import FACTORS, factors_of
 from pipeline.faces.render import render
 from pipeline.metrics import EditSuccess, rms_inside, success
-from pipeline.mining import VISIBLE_RMS
+from pipeline.strengths import VISIBLE_RMS
 from tests.benchmarks.subjects import Bench, Subject
 
 STEPS = 50  # positions tried over the whole range of a factor

@@ -10,7 +10,8 @@ the factor that each direction moves, as `tests.benchmarks.concept_figures` read
 - same factor: AUC of |cos| of vectors, of effects and of both, unmoved and moved so that regions lie in one place.
 
 Then: do concepts keep their ids and members when the second half of the images comes in, does the seed matter, what
-does a build cost, and what would one of 10^5 directions of one region, drawn around known axes.
+does a build cost, and what does the clustering of 10^5 directions of one region, drawn around known axes: under white
+noise, where clusters lie well apart, and under noise of rank 16, which makes clusters of its own.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ WORK = Path(__file__).parents[2] / "build" / "benchmarks"
 JUDGED = (("x", "local"), ("h", "individual"))  # the kinds that are meant to be applied
 FEATURES = 1280  # entries of what is compared in a large catalog: a sketch of 512 and an effect of 3 x 16 x 16
 AXES = 50
+NOISES = {"white noise": FEATURES, "noise of rank 16": 16}
 BUILDS = 6
 
 
@@ -114,11 +116,12 @@ def shared(one: Concept, other: Concept) -> float:
 def found_again(half: Sequence[Concept], whole: Sequence[Concept]) -> list[tuple[Concept, Concept]]:
     """Concepts of a half with those of the whole that they share the most members with, and these with them.
 
-    Only pairs that have at least half of the smaller one's members in common. Neither ids nor signs matter.
+    Only pairs that have at least half of the smaller one's members in common; among equals the smaller one is the
+    nearer. Neither ids nor signs matter.
     """
 
     def nearest(one: Concept, others: Sequence[Concept]) -> Concept:
-        return max(others, key=lambda other: _common(one, other))
+        return max(others, key=lambda other: (_common(one, other), -len(other.members)))
 
     pairs = [(old, nearest(old, whole)) for old in half] if whole else []
     return [(old, new) for old, new in pairs if nearest(new, half) is old and shared(old, new) >= SAME]
@@ -189,28 +192,31 @@ def peak_of(found: dict[str, Any]) -> Iterator[None]:
     tracemalloc.stop()
 
 
-def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def drawn(count: int, rank: int = FEATURES, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(unit rows (n, 1280) float32 of random sign, images (n,), truth (n,), -1 for none).
 
-    Six in seven lie around one of 50 random axes at |cos| 0.75 or so, the others around none; five on each image.
+    Six in seven lie around one of 50 random axes at |cos| 0.75 or so, the others around none; five on each image. The
+    noise around them has `rank` dimensions; white where that is all.
     """
     generator = np.random.default_rng(seed)
     axes = unit_rows(generator.standard_normal((AXES, FEATURES)))
     truth = generator.integers(0, AXES * 7 // 6, count)
     truth[truth >= AXES] = -1
+    spread = None if rank == FEATURES else generator.standard_normal((rank, FEATURES), dtype=np.float32)
     rows = np.empty((count, FEATURES), dtype=np.float32)
     for start in range(0, count, 4096):
         part = truth[start : start + 4096]
-        noise = generator.standard_normal((len(part), FEATURES), dtype=np.float32) / np.float32(FEATURES**0.5)
+        noise = generator.standard_normal((len(part), rank), dtype=np.float32)
+        noise = unit_rows(noise if spread is None else noise @ spread)
         around = np.where((part >= 0)[:, None], axes[part], np.float32(0))
         signs = generator.choice(np.array([-1, 1], dtype=np.float32), len(part))[:, None]
         rows[start : start + 4096] = signs * unit_rows(np.float32(0.75) * around + np.float32(0.66) * noise)
     return rows, generator.integers(0, max(count // 5, LEAST), count), truth
 
 
-def clustered(count: int) -> dict[str, Any]:
+def clustered(count: int, rank: int = FEATURES) -> dict[str, Any]:
     """What the clustering alone costs and finds among directions drawn around known axes, by two seeds."""
-    rows, owners, truth = drawn(count)
+    rows, owners, truth = drawn(count, rank)
     begun = time.monotonic()
     one = sign_blind_clusters(rows, owners, ALIKE, LEAST, seed=0)
     found: dict[str, Any] = {"directions": count, "entries": FEATURES, "axes": AXES, "bytes_given": rows.nbytes}
@@ -221,7 +227,7 @@ def clustered(count: int) -> dict[str, Any]:
     names = [[str(i) for i in np.flatnonzero(c.labels == number)] for c in (one, two) for number in range(len(c.axes))]
     return found | {
         "clusters": len(one.axes),
-        "of_one_axis": sum(len(np.unique(truth[one.labels == n])) == 1 for n in range(len(one.axes))),
+        "of_one_axis_or_none": sum(len(np.unique(truth[one.labels == n])) == 1 for n in range(len(one.axes))),
         "coverage": float((one.labels[real] >= 0).mean()),
         "coverage_of_no_axis": float((one.labels[~real] >= 0).mean()),
         "together_with_another_seed": together(names[: len(one.axes)], names[len(one.axes) :]),
@@ -296,9 +302,7 @@ def missed(
         why = "; ".join(lost) or "no concept of half of the images to follow: too few images"
         if each is not None:
             by = each["sign_agreement" if "sign" in target.name else "purity"]
-            why = (f"{by['real'].estimate:.2f} ({by['real'].low:.2f} to {by['real'].high:.2f}) of {by['real'].count} "
-                   f"members, by chance {by['chance'].estimate:.2f} ({by['chance'].low:.2f} to "
-                   f"{by['chance'].high:.2f})")  # fmt: skip
+            why = f"{_shown(by['real'])} of {by['real'].count} members, by chance {_shown(by['chance'])}"
             if "labels" in each:
                 share, factor = max((share, factor) for factor, share in each["labels"].items())
                 why += f"; {share:.0%} of all that move a factor move {factor}"
@@ -325,7 +329,7 @@ def measure(folder: Path, size: Size, clock: Clock, reader: AttributeReader) -> 
                     if group.name[1:] in JUDGED:
                         hits[" ".join(group.name[1:])][name].append(found)
     with clock.stage("drawn directions"):
-        details["drawn"] = clustered(size.drawn)
+        details["drawn"] = {name: clustered(size.drawn, rank) for name, rank in NOISES.items()}
     kinds = {
         kind: {name: pooled(found).figures() for name, found in by.items()} for kind, by in hits.items() if by["purity"]
     }
@@ -354,8 +358,11 @@ def tables(details: dict[str, Any]) -> None:
         ways = list(details["groups"][0][key])
         rows = [(g["region"], g["space"], g["kind"], *(_shown(g[key][way]) for way in ways)) for g in details["groups"]]
         table(title, ("region", "space", "kind", *ways), rows)
-    for title in ("growth", "seeds", "cost", "drawn"):
+    for title in ("growth", "seeds", "cost"):
         table(title, ("what", "value"), [row for row in details[title].items() if row[0] != "lost"])
+    whats = list(details["drawn"]["white noise"])
+    table("clustering of drawn directions", ("noise", *whats),
+          [(noise, *(found[what] for what in whats)) for noise, found in details["drawn"].items()])  # fmt: skip
     if details["missed"]:
         why = ("target", "measured", "wanted", "why")
         table("missed", why, [[each[name] for name in why] for each in details["missed"]])

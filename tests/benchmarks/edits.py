@@ -24,8 +24,9 @@ from typing import Any
 
 from flows.console import stage
 from pipeline.metrics import mask_iou
-from pipeline.mining import Direction, MinedImage, linear_strength, mine_image
+from pipeline.mining import Direction, MinedImage, mine_image
 from pipeline.registration import registered
+from pipeline.strengths import linear_strength
 from tests.benchmarks.ceiling import perfect_transfer
 from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
 from tests.benchmarks.harness import Options, Target, at_least, at_most, document, finish, options, table

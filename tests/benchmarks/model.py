@@ -25,7 +25,8 @@ from pipeline.faces.factors import FACTORS, OWNER
 from pipeline.inversion import invert, round_trip_psnr
 from pipeline.jacobian import jacobian
 from pipeline.metrics import local_linearity
-from pipeline.mining import linear_strength, measure, mine_local
+from pipeline.mining import mine_local
+from pipeline.strengths import linear_strength, measure
 from tests.benchmarks.harness import (
     Target,
     at_least,

@@ -17,7 +17,7 @@ from flows.console import stage
 from pipeline.editing import decode
 from pipeline.faces.factors import factors_of
 from pipeline.metrics import EditSuccess, better_sign, psnr_outside, ssim_outside, success, visible_strength
-from pipeline.mining import STRENGTH_LIMIT, VISIBLE_RMS
+from pipeline.strengths import STRENGTH_LIMIT, VISIBLE_RMS
 from tests.benchmarks.subjects import Bench, Subject
 
 LEAST_MOVE, OTHER_LIMIT, ROIR_LIMIT = 0.15, 0.10, 1.0

@@ -25,8 +25,9 @@ from pipeline.directions import MINIMAL_KEPT_SHARE, loco_inside, null_space_proj
 from pipeline.inversion import Convention
 from pipeline.jacobian import jacobian
 from pipeline.jive import jive
-from pipeline.mining import REST, Direction, linear_strength, measure
+from pipeline.mining import REST, Direction
 from pipeline.operators import LinearOperator
+from pipeline.strengths import linear_strength, measure
 from pipeline.svd import TruncatedSVD, masked_svds
 from tests.benchmarks.edit_figures import Edited, by_region, transfer_figures
 from tests.benchmarks.edits import transfers

@@ -33,8 +33,9 @@ from flows.datasets.dataset import load_builtin
 from pipeline.editing import DecodeSettings, Edit, compose, decode, invert_pictures
 from pipeline.images import as_tensor
 from pipeline.jacobian import jacobian
-from pipeline.mining import VISIBLE_RMS, mine_image
+from pipeline.mining import mine_image
 from pipeline.models.contract import Denoiser
+from pipeline.strengths import VISIBLE_RMS
 from pipeline.svd import masked_svds
 from tests.benchmarks import vector_storage
 from tests.benchmarks.harness import Options, Target, at_least, at_most, document, finish, options, table

@@ -87,6 +87,28 @@ def test_every_block_size_keeps_its_promise_on_noise_single_entries_and_constant
     assert cosine(vectors, codec.decode(codec.encode(vectors, COLUMN))).min() >= 0.9999
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    numbers=st.lists(st.integers(-3, 3), max_size=6),
+    noise=st.floats(0, 1 / 60),
+    least=st.sampled_from([0.99, 0.9999, 0.99999]),
+    seed=st.integers(0, 99),
+)
+def test_vectors_that_are_nearly_whole_numbers_of_steps_keep_the_promise_and_those_that_are_their_bytes(
+    numbers: list[int], noise: float, least: float, seed: int
+) -> None:
+    codec = codec_for(DctSpec(block=1, channels=False, cosine=least), (1, 24, 24))
+    generator = np.random.default_rng(seed)
+    wholes = generator.choice([1, *numbers], (1, codec.size))
+    vectors = unit(wholes + noise * generator.choice([-1, 1], wholes.shape) * (wholes != 0))
+    encoded = codec.encode(vectors, COLUMN)
+    back = codec.decode(encoded)
+    assert cosine(vectors, back)[0] >= least
+    planes = np.frombuffer(encoded[COLUMN][0], np.uint8).reshape(-1, codec.size).astype(int)
+    if np.isin(planes[0] + 256 * planes[1:].sum(axis=0), (1, 2)).any():  # as 1 and -1 are stored
+        assert list(codec.encode(back, COLUMN)[COLUMN]) == list(encoded[COLUMN])
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_transform_keeps_lengths_and_angles(block: int) -> None:
     codec = dct(block)

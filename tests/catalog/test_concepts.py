@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catalog import concept_building
 from catalog.alignment import moved, unit_rows
 from catalog.clustering import sign_blind_clusters
+from catalog.compaction import compact
 from catalog.concept_building import between_owners, build_concepts
 from catalog.concepts import (
     Concept,
@@ -213,6 +215,19 @@ def test_concepts_depend_neither_on_signs_nor_on_the_order_or_size_of_shards(tru
         assert was.cosines == now.cosines
 
 
+@pytest.mark.parametrize("whole", [0, concept_building.WHOLE])
+def test_concepts_are_the_same_to_the_last_bit_after_compaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    monkeypatch.setattr(concept_building, "WHOLE", whole)
+    monkeypatch.setattr(concept_building, "_BLOCK", 3)
+    folder = written(tmp_path / "c", chunks_of_truth(8, noise=0.6))
+    before, concepts = built(folder)
+    assert concepts
+    compact(folder)
+    assert built(folder)[0].equals(before)
+
+
 def test_a_concept_keeps_its_id_and_sign_when_the_catalog_grows(truth: Path, tmp_path: Path) -> None:
     table, before = built(truth)
     grown = written(tmp_path / "grown", chunks_of_truth(16))
@@ -241,7 +256,7 @@ def test_a_concept_whose_members_are_all_new_keeps_its_id_by_its_prototype(truth
     _, before = built(truth)
     others = [
         dataclasses.replace(
-            c, concept_id=content_id("old", i), members=tuple(content_id(i, m) for m in c.members),
+            c, concept_id=content_id("old", i), members=tuple(sorted(content_id(i, m) for m in c.members)),
             medoid=content_id(i, c.medoid),
         )
         for i, c in enumerate(before)

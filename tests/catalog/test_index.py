@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +20,7 @@ from catalog.compaction import compact
 from catalog.fs import CACHE
 from catalog.index import DirectionIndex, build_indexes, check_codes
 from catalog.reader import Catalog
-from catalog.search import plan
+from catalog.search import codes, plan
 from catalog.writer import CatalogWriter
 from pipeline.errors import CatalogError
 from tests.catalog.samples import chunk_of, provenance, small_catalog
@@ -205,6 +208,124 @@ def test_codes_that_are_not_those_of_their_vectors_are_found(tmp_path: Path) -> 
         writer.replace_indexes({"x": changed}, {"index/swapped.parquet": (data, len(table))})
     with Catalog.open(tmp_path / "c") as catalog:
         assert [path for path, _ in check_codes(catalog, "x")] == ["index/swapped.parquet"]
+
+
+def replaced_codes(folder: Path, times: int) -> str:
+    """The codes of x as a file that holds each of them several times, listed as it is; its path."""
+    with CatalogWriter.open(folder) as writer:
+        entry = writer.manifest.indexes["x"]
+        ((shard, path),) = entry.codes.items()
+        table = pa.concat_tables([pq.read_table(folder / path, partitioning=None)] * times)
+        out = io.BytesIO()
+        pq.write_table(table, out)
+        changed = entry.model_copy(update={"codes": {shard: "index/longer.parquet"}})
+        writer.replace_indexes({"x": changed}, {"index/longer.parquet": (out.getvalue(), len(table))})
+    return "index/longer.parquet"
+
+
+def test_more_codes_than_a_shard_has_directions_are_refused_before_any_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_catalog(tmp_path / "c", 1)
+    build_indexes(tmp_path / "c")
+    path = replaced_codes(tmp_path / "c", 3)
+    with monkeypatch.context() as patch, Catalog.open(tmp_path / "c") as catalog:
+        patch.setattr(codes, "read", lambda *_: pytest.fail("was read"))
+        for use in (lambda: DirectionIndex(catalog, "x"), lambda: list(check_codes(catalog, "x"))):
+            with pytest.raises(CatalogError, match=rf"{path}.*48 codes.*16, as directions"):
+                use()
+    build_indexes(tmp_path / "c")
+    with Catalog.open(tmp_path / "c") as catalog:
+        agrees_with_brute_force(catalog, "x")
+
+
+@pytest.mark.usefixtures("small_plans")
+def test_more_lists_than_directions_are_refused_before_the_quantiser_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_catalog(tmp_path / "c", 1)
+    build_indexes(tmp_path / "c")
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        entry = writer.manifest.indexes["x"]
+        spec = entry.spec.model_copy(update={"lists": 2**20})
+        writer.replace_indexes({"x": entry.model_copy(update={"spec": spec})}, {})
+    with monkeypatch.context() as patch, Catalog.open(tmp_path / "c") as catalog:
+        patch.setattr(indexes, "parse", lambda *_: pytest.fail("was read"))
+        with pytest.raises(CatalogError, match=r"lists.*1048576.*at most 16"):
+            DirectionIndex(catalog, "x")
+    build_indexes(tmp_path / "c")
+    with Catalog.open(tmp_path / "c") as catalog:
+        agrees_with_brute_force(catalog, "x")
+
+
+@pytest.mark.usefixtures("small_plans")
+def test_an_interrupted_build_keeps_what_it_has_committed_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_catalog(tmp_path / "c", 4)
+    small_catalog(tmp_path / "whole", 4)
+    build_indexes(tmp_path / "whole")
+    monkeypatch.setattr(indexes, "_STAGED", 1)
+    original, staged = CatalogWriter.replace_indexes, []
+
+    def counting(self: CatalogWriter, entries: Any, files: Any) -> None:
+        if len(staged) == 3:
+            raise KeyboardInterrupt
+        staged.append(sorted(files))
+        original(self, entries, files)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CatalogWriter, "replace_indexes", counting)
+        build_indexes(tmp_path / "c")
+    assert [len(files) for files in staged] == [1 + 1, 1, 1]  # a shard's codes each, the quantiser with the first
+    with Catalog.open(tmp_path / "c") as catalog, pytest.raises(CatalogError, match="rhumb index"):
+        DirectionIndex(catalog, "h")
+    kept = manifests.load(tmp_path / "c").indexes["h"].codes
+    assert len(kept) == 3
+    assert build_indexes(tmp_path / "c") == {"x": 64, "h": 16, "effect": 80}
+    assert manifests.load(tmp_path / "c").indexes == manifests.load(tmp_path / "whole").indexes
+    with Catalog.open(tmp_path / "c") as catalog:
+        agrees_with_brute_force(catalog, "x")
+
+
+@pytest.mark.usefixtures("small_plans")
+def test_merged_lists_outlive_compaction_and_what_a_killed_build_left_of_others_goes(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 3)
+    build_indexes(tmp_path / "c")
+    with Catalog.open(tmp_path / "c") as catalog:
+        key = keys_of(catalog, "x")[5]
+        before = DirectionIndex(catalog, "x").search(catalog.vector(key).ravel(), 12)
+    lists = sorted((tmp_path / "c" / CACHE).iterdir())
+    torn = lists[0].with_name(f"{lists[0].name}.99.tmp")
+    torn.write_bytes(b"half")
+    compact(tmp_path / "c")
+    with Catalog.open(tmp_path / "c") as catalog:
+        for path in catalog.manifest.indexes["x"].codes.values():
+            (tmp_path / "c" / path).unlink()  # it is searched by its merged lists alone
+        assert DirectionIndex(catalog, "x").search(catalog.vector(key).ravel(), 12) == before
+    build_indexes(tmp_path / "c")
+    assert sorted((tmp_path / "c" / CACHE).iterdir()) == lists
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        writer.commit(chunk_of("later"))
+    build_indexes(tmp_path / "c")
+    assert not {path.name for path in lists} & {path.name for path in (tmp_path / "c" / CACHE).iterdir()}
+
+
+def test_damaged_codes_are_not_merged(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 2)
+    build_indexes(tmp_path / "c")
+    paths = {path for entry in manifests.load(tmp_path / "c").indexes.values() for path in entry.codes.values()}
+    path = tmp_path / "c" / sorted(paths)[0]
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table.set_column(2, table.schema.field(2), table.column("code").combine_chunks()[::-1]), path)
+    before = manifests.load(tmp_path / "c").shards("directions")
+    with pytest.raises(CatalogError, match=r"changed file.*rhumb index"):
+        compact(tmp_path / "c")
+    assert manifests.load(tmp_path / "c").shards("directions") == before
+    build_indexes(tmp_path / "c")
+    compact(tmp_path / "c")
+    with Catalog.open(tmp_path / "c") as catalog:
+        assert [list(check_codes(catalog, name)) for name in NAMES] == [[], [], []]
 
 
 def test_an_empty_catalog_has_empty_indexes(tmp_path: Path) -> None:

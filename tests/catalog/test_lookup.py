@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog.index import DirectionIndex, build_indexes
-from catalog.lookup import Filters, homogeneity, homogeneity_of, similar, similar_page, similar_to, transfer_candidates
+from catalog.lookup import (
+    Filters,
+    homogeneity,
+    homogeneity_of,
+    similar,
+    similar_page,
+    similar_to,
+    transfer_candidates,
+    uniformity,
+)
 from catalog.lookup.ask import random_quantiles
 from catalog.reader import Catalog
 from catalog.records import Chunk
@@ -223,6 +234,20 @@ def test_homogeneity_agrees_with_brute_force_and_states_chance(folder: Path) -> 
         assert homogeneity(catalog, "mouth", "x", "local", limit=3).used == 3
         with pytest.raises(NotFoundError, match="mouth x local"):
             homogeneity(catalog, "nose")
+
+
+def test_homogeneity_holds_the_vectors_of_one_rank_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, read = uniformity._stored, []
+
+    def watched(*asked: Any) -> np.ndarray:
+        assert not any(former() is not None for former in read)
+        rows = original(*asked)
+        read.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(uniformity, "_stored", watched)
+    with Catalog.open(folder) as catalog:
+        assert len(homogeneity(catalog, "mouth", "x", "local").of_rank) == len(read) == 2
 
 
 def test_the_shaped_baseline_knows_that_effects_live_in_one_region(tmp_path: Path) -> None:

@@ -160,3 +160,15 @@ def test_ids_depend_on_content_alone(one: Any, two: Any) -> None:
 def test_only_hex_digests_are_ids(text: str) -> None:
     with pytest.raises(CatalogError):
         check_id(text + "!", "id")
+
+
+def test_features_that_are_no_names_and_old_indexes_that_are_no_paths_are_refused() -> None:
+    with pytest.raises(CatalogError, match="required_features"):
+        manifests.parse(forged(required_features=[{}]))
+    with pytest.raises(CatalogError):
+        manifests.parse(forged(format_version="1", indexes={"x": {"faiss": ["a"], "ids": {}}}))
+
+
+def test_parts_that_contradict_each_other_are_named_as_the_manifest() -> None:
+    with pytest.raises(CatalogError, match=r"^manifest\.json: found parts that do not fit together"):
+        manifests.parse(forged(pictures={"sheet": "pictures/a.png"}, files={}, retired=["pictures/b.png"]))

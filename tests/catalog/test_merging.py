@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_safetensors
 
+from catalog import comparing
+from catalog import manifest as manifests
 from catalog.codecs import Float16Spec
 from catalog.compaction import compact
 from catalog.comparing import diff
@@ -130,8 +133,44 @@ def test_two_masks_of_one_region_are_told(tmp_path: Path) -> None:
     changed = dataclasses.replace(SMALL[0].regions[0], region_id="f" * 32)
     image = SMALL[0].images
     two = written(tmp_path / "2", [Chunk("other", image, (changed,), ())], "recipe-2")
-    with pytest.raises(ConflictError, match="another mask"):
+    three = written(tmp_path / "3", SMALL[1:2], "recipe-3")
+    with pytest.raises(ConflictError, match=r"2: mouth of image .*that of .*1.*nothing was merged"):
+        merge([three, one, two], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge([three, one], tmp_path / "out")  # as the message says: one of the two left out
+    holds(tmp_path / "out", SMALL[:2])
+
+
+def test_a_mask_that_changed_since_a_merge_was_begun_is_told_too(tmp_path: Path) -> None:
+    one, two = written(tmp_path / "1", SMALL[:1]), written(tmp_path / "2", SMALL[1:2], "recipe-2")
+    merge([one, two], tmp_path / "out")
+    changed = dataclasses.replace(SMALL[0].regions[0], region_id="f" * 32)
+    shutil.rmtree(one)
+    written(one, [Chunk("other", SMALL[0].images, (changed,), ())])
+    with pytest.raises(ConflictError, match="another mask than that of .*out"):
         merge([one, two], tmp_path / "out")
+    holds(tmp_path / "out", SMALL[:2])
+
+
+def test_the_failures_of_a_source_without_new_rows_are_kept(tmp_path: Path) -> None:
+    one = written(tmp_path / "1", SMALL[:1])
+    two = written(tmp_path / "2", [failed_chunk("a", "broken")], "recipe-2")
+    three = written(tmp_path / "3", [SMALL[0], failed_chunk("b", "torn")], "recipe-3")
+    for order in ([one, two, three], [two, one, three]):
+        out = tmp_path / f"out-{order[0].name}"
+        merge(order, out)
+        with Catalog.open(out) as catalog:
+            assert {entry.source for entry in catalog.manifest.failures.values()} == {"broken.png", "torn.png"}
+        assert verify(out).problems == ()
+
+
+def test_merging_again_changes_nothing_and_counts_what_the_sources_share(tmp_path: Path) -> None:
+    one, two = written(tmp_path / "1", SMALL[:3]), written(tmp_path / "2", SMALL[2:4], "recipe-2")
+    first = merge([one, two], tmp_path / "out")
+    assert (first.rows["images"], first.shared["images"]) == (4, 1)
+    version = manifests.load(tmp_path / "out").version
+    assert merge([one, two], tmp_path / "out") == first
+    assert manifests.load(tmp_path / "out").version == version
 
 
 def test_a_difference_names_what_is_added_dropped_and_changed(tmp_path: Path) -> None:
@@ -151,6 +190,25 @@ def test_a_difference_names_what_is_added_dropped_and_changed(tmp_path: Path) ->
         assert diff(former, former).same
 
 
+def test_a_difference_reads_vectors_shard_by_shard_and_filters_no_whole_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = written(tmp_path / "1", SMALL), written(tmp_path / "2", SMALL[::-1])
+    monkeypatch.setattr(comparing, "_BLOCK", 5)  # as many as a shard of these has
+    filtered: list[object] = []
+    blocks: list[set[str]] = []
+    directions, effects = Catalog.directions, Catalog.effects
+    monkeypatch.setattr(
+        Catalog, "directions", lambda c, **equals: (filtered.append(equals), directions(c, **equals))[1]
+    )
+    monkeypatch.setattr(Catalog, "effects", lambda c, ids: (blocks.append(set(ids)), effects(c, ids))[1])
+    with Catalog.open(one) as former, Catalog.open(two) as later:
+        assert diff(former, later).same
+    assert not any(filtered)
+    own = [{record.direction_id for record in chunk.directions} for chunk in SMALL]
+    assert len(blocks) == 2 * len(SMALL) and all(block in own for block in blocks)
+
+
 def test_the_same_directions_in_another_codec_or_other_shards_are_no_difference(tmp_path: Path) -> None:
     one, two = written(tmp_path / "1", SMALL[:3]), written(tmp_path / "2", SMALL[2::-1], exact=True)
     compact(two)
@@ -166,7 +224,7 @@ def test_exported_arrays_are_the_catalogued_vectors_in_the_order_of_their_rows(t
     chosen = (SMALL[1].directions[0], SMALL[0].directions[-1], SMALL[0].directions[1])
     ids = [record.direction_id for record in chosen]
     with Catalog.open(folder) as catalog:
-        data = export(catalog, [ids[0], ids[1][:8], ids[2], ids[0]], form)
+        data = export(catalog, [ids[0], ids[1][:8], ids[2], ids[0], ids[0][:8]], form)
         if form == "npz":
             arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
             about = json.loads(arrays.pop("about").tobytes())

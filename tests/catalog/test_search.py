@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import faiss
@@ -225,6 +226,19 @@ def test_a_quantiser_with_a_changed_byte_is_refused_or_sound(place: int, value: 
     except CatalogError:
         return
     assert all(np.isfinite(array).all() for array in quantiser.arrays().values())
+
+
+def test_a_quantiser_that_repeats_long_names_or_long_rows_is_refused_before_it_is_unpacked() -> None:
+    table = pq.read_table(pa.BufferReader(TINY_FILE))
+    for number, value, what in ((0, "n" * 2**20, "other arrays"), (2, [0.5] * 2**17, "values unpacked")):
+        out, bomb = io.BytesIO(), pa.array([value] * len(table), table.schema.field(number).type)
+        pq.write_table(table.set_column(number, table.schema.field(number), bomb), out, compression="zstd")
+        assert len(out.getvalue()) < 2**13
+        tracemalloc.start()
+        with pytest.raises(CatalogError, match=what):
+            parse(out.getvalue(), TINY)
+        assert tracemalloc.get_traced_memory()[1] < 2**22  # one name may be unpacked, not one for each row
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", list(SPECS))

@@ -411,3 +411,69 @@ def test_a_version_that_another_writer_has_claimed_is_finished_and_not_overwritt
         writer.commit(chunk_of("ours", 1))
     assert verify(tmp_path / "c").ok
     assert verify(tmp_path / "c").rows["images"] == 4
+
+
+def test_a_catalog_that_was_deleted_but_for_hidden_files_stays_deleted(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 12)
+    for path in sorted((tmp_path / "c").rglob("*"), reverse=True):
+        if not any(part.startswith(".") for part in path.relative_to(tmp_path / "c").parts):
+            path.rmdir() if path.is_dir() else path.unlink()
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {".lock", ".versions"}
+    with CatalogWriter.create(tmp_path / "c", provenance("another recipe")) as writer:
+        for number in range(12):
+            writer.commit(chunk_of(f"new-{number}", 1, ("mouth",)))
+    assert manifests.load(tmp_path / "c").chunks.keys() == {f"new-{number}" for number in range(12)}
+    assert verify(tmp_path / "c").problems == ()
+
+
+def test_an_older_manifest_that_was_put_back_is_what_stands(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 1)
+    path = tmp_path / "c" / "manifest.json"
+    before = path.read_bytes()
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        writer.commit(chunk_of("regretted", 1))
+    path.unlink()
+    path.write_bytes(before)
+    with CatalogWriter.open(tmp_path / "c") as writer:
+        assert writer.manifest.chunks.keys() == {"chunk-0"}
+        writer.add_picture("sheet", encode_png(np.full((2, 2, 3), 9, np.uint8)))
+    assert path.read_bytes() != before
+
+
+def test_what_a_living_writer_has_staged_is_left_alone_by_one_that_opens(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 1)
+    slow = CatalogWriter.open(tmp_path / "c")
+    (tmp_path / "c" / ".lock").unlink()
+    with slow.transaction() as transaction:
+        path, staged = transaction.stage("pictures/sheet-{digest}.png", lambda out: out.write(encode_png(SHEET)))
+        CatalogWriter.open(tmp_path / "c").close()
+        assert staged.exists()
+        slow.finish(transaction, slow.manifest, {"pictures": {"sheet": path}})
+    slow.close()
+    assert verify(tmp_path / "c").problems == ()
+
+
+def test_what_a_dead_writer_left_is_removed_whatever_it_is(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 1)
+    for name in ("1-dead/deep/er", "2-dead"):
+        (tmp_path / "c" / ".staging" / name).mkdir(parents=True)
+    (tmp_path / "c" / ".staging" / "2-dead" / "intent.json").write_text("{ torn")
+    (tmp_path / "c" / ".staging" / "stray.tmp").write_text("x")
+    (tmp_path / "c" / ".versions" / "a folder").mkdir()
+    CatalogWriter.open(tmp_path / "c").close()
+    assert not (tmp_path / "c" / ".staging").exists()
+    assert verify(tmp_path / "c").problems == ()
+
+
+def test_a_damaged_file_is_repaired_by_storing_the_same_again(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 1)
+    for damage in (lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink):
+        with CatalogWriter.open(tmp_path / "c") as writer:
+            path = tmp_path / "c" / writer.add_picture("sheet", encode_png(SHEET))
+            damage(path)
+            assert not verify(tmp_path / "c").ok
+            writer.add_picture("sheet", encode_png(SHEET))
+        assert verify(tmp_path / "c").ok
+
+
+SHEET = np.full((2, 2, 3), 9, np.uint8)

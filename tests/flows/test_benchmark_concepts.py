@@ -19,6 +19,7 @@ from catalog.concepts import Concept
 from catalog.reader import Catalog
 from catalog.records import Chunk
 from catalog.writer import CatalogWriter
+from flows.paths import builtin_recipe
 from flows.recipe import load_recipe
 from pipeline.faces.factors import FACTORS
 from tests.benchmarks import concept_figures, concepts
@@ -99,7 +100,9 @@ def test_concepts_of_known_truth_are_pure_and_their_ids_stay(truth: Path, monkey
     assert details["growth"]["members_kept"] == 1
     assert details["seeds"] == dict.fromkeys(details["seeds"], 1)
     assert details["cost"]["peak_bytes"] > 0
-    assert (details["drawn"]["clusters"], details["drawn"]["coverage_of_no_axis"]) == (concepts.AXES, 0)
+    white = details["drawn"]["white noise"]
+    assert white["clusters"] == white["of_one_axis_or_none"] == concepts.AXES
+    assert (white["coverage"], white["coverage_of_no_axis"]) == (1, 0)
     concepts.tables(details)
 
 
@@ -111,6 +114,7 @@ def test_a_catalog_of_too_few_images_misses_its_targets_and_says_so(
     assert details["growth"]["concepts_of_half"] == 0
     assert {m["target"] for m in details["missed"]} == {t.name for t in targets if not t.met}
     assert "too few images" in details["missed"][-1]["why"]
+    assert details["missed"][0]["why"].startswith("none of 0 members")
     concepts.tables(details)
 
 
@@ -135,7 +139,7 @@ def test_part_of_a_catalog_gives_the_concepts_that_it_had_with_those_images_alon
 
 def test_the_recipe_is_the_demos_on_held_out_images() -> None:
     recipe = recipe_for(4)
-    demo = load_recipe(concepts.builtin_recipe())
+    demo = load_recipe(builtin_recipe())
     assert (recipe.numerical(), recipe.regions) == (demo.numerical(), demo.regions)
     assert (recipe.dataset.model_dump()["split"], recipe.dataset.limit) == ("holdout", 4)
 
@@ -220,6 +224,8 @@ def test_a_concept_found_again_under_another_id_is_told() -> None:
     found = growth(half, grown, fresh)
     assert (found["found_again"], found["found_again_ids_kept"]) == (2, 0.5)
     assert found["members_kept"] == pytest.approx(4 / 10)
+    larger = [concept("4", "abcdhi"), half[0]]
+    assert [old.concept_id for old, _ in found_again(larger, [concept("7", "abcdz")])] == ["1"]  # as many in common
     assert len(found["lost"]) == 1
     assert "3 of 3 members lie in one of 4" in found["lost"][0]
     swapped = growth(half[:2], [concept("2", "abcdhi"), concept("1", "efgj")], fresh)
@@ -254,3 +260,5 @@ def test_drawn_directions_lie_around_their_axes_and_are_units_of_either_sign() -
     assert np.abs(cosines).min() > 0.4
     assert cosines.min() < 0
     assert images.max() < 400
+    flat, _, none = drawn(500, rank=2)
+    assert np.linalg.matrix_rank(flat[none < 0], tol=1e-3) == 2

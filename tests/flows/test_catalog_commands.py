@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from catalog.writer import CatalogWriter
 from flows.cli import main
 from tests.catalog.samples import chunk_of, provenance
 
+GOLDEN = Path(__file__).parents[1] / "catalog" / "golden"
 ONE, TWO = chunk_of("chunk-1", 1, ("mouth",)), chunk_of("chunk-2", 1, ("hair",))
 
 
@@ -86,3 +88,29 @@ def test_export_writes_what_was_chosen(catalogs: Path, name: str, capsys: pytest
         assert np.load(out, allow_pickle=False)["x"].shape == (1, 3, 16, 16)
     assert main(["catalog", "export", str(catalogs / "both"), "--out", str(catalogs / "x.pt")]) == 2
     assert main(["catalog", "export", str(catalogs / "both"), key, "--region", "hair", "--out", str(out)]) == 2
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "1e400", "0", "-3"])
+def test_shards_of_no_size_are_refused(catalogs: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["catalog", "compact", str(catalogs / "both"), "--shard-size", size]) == 2
+    assert "--shard-size" in capsys.readouterr().err
+
+
+def test_info_of_a_catalog_without_rows_or_of_version_1_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CatalogWriter.create(tmp_path / "empty", provenance()).close()
+    assert main(["catalog", "info", str(tmp_path / "empty")]) == 0
+    assert "format: 2" in capsys.readouterr().out
+    old = shutil.copytree(GOLDEN / "v1", tmp_path / "old")
+    assert told(capsys, "catalog", "info", old)["format"] == "1"
+
+
+def test_status_of_a_recipe_and_a_model_without_names_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nameless = provenance().model_copy(update={"recipe": {}})
+    with CatalogWriter.create(tmp_path / "c", nameless) as writer:
+        writer.commit(ONE)
+    assert main(["status", str(tmp_path / "c")]) == 0
+    assert "no name" in capsys.readouterr().out

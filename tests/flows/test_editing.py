@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 
 import flows.editing
+from catalog.concept_building import build_concepts
+from catalog.concepts import load_concepts
 from catalog.reader import Catalog
+from catalog.writer import CatalogWriter
 from flows.editing import edit_picture, load_picture, model_of, parse_directions, recipe_of, region_mask
 from pipeline.editing import Edit
 from pipeline.errors import InputError, ModelError, NotFoundError
@@ -255,3 +258,19 @@ def test_a_mask_of_the_picture_is_never_written_over(mined: Path, tmp_path: Path
         with pytest.raises(InputError, match="An edit keeps its masks"):
             edit_picture(mined / "catalog", tmp_path / "new.png", [f"{key}=1"], tmp_path / out, masks=masks)
     assert tiny.tree(tmp_path) == before
+
+
+def test_a_concept_is_applied_by_the_first_digits_of_its_id(
+    mined: Path, tmp_path: Path, applied: list[torch.Tensor]
+) -> None:
+    folder = Path(shutil.copytree(mined / "catalog", tmp_path / "catalog"))
+    with CatalogWriter.open(folder) as writer, Catalog(folder, writer.manifest) as catalog:
+        writer.replace_concepts(build_concepts(catalog, least=1))
+    with Catalog.open(folder) as catalog:
+        concept = next(c for c in load_concepts(catalog) if c.space == "x" and c.region == "mouth")
+    tiny.photograph(3, (16, 16)).save(tmp_path / "new.png")
+    done = edit_picture(folder, tmp_path / "new.png", [f"{concept.concept_id[:10]}=2"], tmp_path / "out.png")
+    assert done.directions == {concept.concept_id: 2.0}
+    assert [np.array_equal(vector.numpy(), concept.vector) for vector in applied] == [True]
+    with pytest.raises(NotFoundError, match="id of a concept"):
+        edit_picture(folder, tmp_path / "new.png", [f"{'0' * 32}=2"], tmp_path / "out.png")

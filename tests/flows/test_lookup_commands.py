@@ -105,6 +105,16 @@ def test_concepts_are_built_listed_and_named_in_a_region_s_answer(catalog: Path,
     assert "expected one of eye, mouth" in refusal(capsys, "concepts", catalog, "--region", "nose")
 
 
+@pytest.mark.parametrize("asked", [("-k", 0), ("-k", -1), ("--offset", -3), ("--build", "--seed", -1)])
+def test_counts_and_seeds_below_their_least_are_refused(
+    catalog: Path, asked: tuple[object, ...], capsys: Capture
+) -> None:
+    before = (catalog / "manifest.json").read_bytes()
+    option = next(part for part in asked if part != "--build")
+    assert f"{option}: found" in refusal(capsys, "concepts", catalog, *asked)
+    assert (catalog / "manifest.json").read_bytes() == before
+
+
 def test_without_concepts_it_says_how_to_build_them(mined: Path, capsys: Capture) -> None:
     assert "--build" in refusal(capsys, "concepts", mined / "catalog")
     assert tiny.run("homogeneity", mined / "catalog", "--region", "eye") == 0

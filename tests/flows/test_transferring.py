@@ -19,7 +19,7 @@ from flows.transferring import Ask, TransferDone, as_document, find_transfers, m
 from pipeline.editing import invert_pictures
 from pipeline.errors import InputError
 from pipeline.images import as_tensor
-from pipeline.mining import VISIBLE_RMS
+from pipeline.strengths import VISIBLE_RMS
 from pipeline.transfer import predict
 from tests.flows import tiny
 

@@ -9,24 +9,15 @@ import pytest
 import torch
 
 import pipeline.mining
+import pipeline.strengths
 from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import InputError
 from pipeline.jacobian import jacobian
 from pipeline.jive import jive
 from pipeline.jive_ranks import Rule
 from pipeline.metrics import rms_inside
-from pipeline.mining import (
-    STRENGTH_LIMIT,
-    VISIBLE_RMS,
-    Direction,
-    JiveSettings,
-    LocoSettings,
-    MinedImage,
-    MiningSettings,
-    check_masks,
-    linear_strength,
-    mine_image,
-)
+from pipeline.mining import Direction, JiveSettings, LocoSettings, MinedImage, MiningSettings, check_masks, mine_image
+from pipeline.strengths import STRENGTH_LIMIT, VISIBLE_RMS, linear_strength
 from tests.pipeline.tiny_models import tiny_denoiser, tiny_image
 
 ONE_LEVEL = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
@@ -170,7 +161,7 @@ def test_how_the_search_for_the_visible_strength_ended_is_kept_where_there_was_o
 
 @pytest.mark.parametrize("reach", [1e9, 1e-9])
 def test_a_search_ends_at_the_target_or_at_its_limit(reach: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.mining, "STRENGTH_LIMIT", {"x": reach, "h": reach})
+    monkeypatch.setattr(pipeline.strengths, "STRENGTH_LIMIT", {"x": reach, "h": reach})
     with torch.no_grad():
         found = mine_image(DENOISER, X_T, masks(), dataclasses.replace(SETTINGS, jive=None))
     first = [d for d in found.directions if d.rank == 0]
@@ -230,7 +221,7 @@ def test_individuals_of_different_regions_are_orthogonal_where_asked() -> None:
 
 def test_a_given_strength_is_kept_and_nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     only_x = dataclasses.replace(SETTINGS, jive=None, strength=2.5, loco=LocoSettings(rank=1, null_rank=2))
-    monkeypatch.setattr(pipeline.mining, "decode", None)
+    monkeypatch.setattr(pipeline.strengths, "decode", None)
     with torch.no_grad():
         found = mine_image(DENOISER, X_T, masks(), only_x)
     assert {(d.strength, d.roir, d.strength_reached) for d in found.directions} == {(2.5, None, None)}

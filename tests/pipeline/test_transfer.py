@@ -17,7 +17,7 @@ from pipeline.editing import DecodeSettings
 from pipeline.errors import InputError
 from pipeline.jacobian import jacobian
 from pipeline.metrics import rms_inside, roir
-from pipeline.mining import STRENGTH_LIMIT, VISIBLE_RMS
+from pipeline.strengths import STRENGTH_LIMIT, VISIBLE_RMS
 from pipeline.transfer import Candidate, Prediction, effect_agreement, predict, verify
 from tests.pipeline.tiny_models import tiny_denoiser, tiny_image
 
