@@ -297,11 +297,15 @@ def _paired(
 
 
 def _by_members(new: Concept, old: Concept) -> float:
-    """Share of the smaller one's members that both have, 0 if under a half; negative where they are turned around."""
+    """How many members both have, and as a tie-break half their share of the smaller one's; 0 if that is under a half.
+
+    Negative where they are turned around.
+    """
     before = dict(zip(old.members, old.signs, strict=True))
     shared = [sign * before[key] for key, sign in zip(new.members, new.signs, strict=True) if key in before]
     share = len(shared) / min(len(new.members), len(old.members))
-    return 0.0 if share < SAME else (share if sum(shared) >= 0 else -share)
+    alike = len(shared) + share / 2
+    return 0.0 if share < SAME else (alike if sum(shared) >= 0 else -alike)
 
 
 def _turned(concept: Concept, sign: int, key: str) -> Concept:

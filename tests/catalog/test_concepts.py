@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -353,3 +354,12 @@ def test_the_schema_shows_its_pictures_to_datasets() -> None:
     assert schema.metadata is not None
     assert schema.metadata[b"huggingface"].count(b'"_type": "Image"') == 2
     assert {"x_vector", "h_vector", "effect_vector", "parents", "region_id"} <= set(schema.names)
+
+
+def test_of_two_concepts_that_merge_the_one_with_more_members_in_common_gives_its_id() -> None:
+    larger, smaller, new = (
+        SimpleNamespace(concept_id=key, members=tuple(members), signs=(1,) * len(members))
+        for key, members in (("a" * 32, "abcdefghi"), ("b" * 32, "wxyz"), ("c" * 32, "abcdewxy"))
+    )
+    paired = concept_building._paired([new], [smaller, larger], concept_building._by_members)
+    assert paired == {0: (1, 1)}
