@@ -28,7 +28,7 @@ from pipeline.errors import CatalogError, InputError, NotFoundError
 __all__ = ["SHORTEST_PREFIX", "Catalog", "open_shard"]
 
 SHORTEST_PREFIX = 6
-_OPEN_FILES = 32
+_OPEN_FILES = 128  # opening one parses its footer, which takes as long as reading ten rows
 _CORE = ("image_id", "dataset", "region", "space", "kind", "rank", "timestep")
 _REPAIR = "Run `rhumb verify` and pull or mine it again"
 
