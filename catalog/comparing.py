@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.schema import KEYS, TABLES, light_columns, table_schema
 
@@ -48,14 +49,10 @@ def diff(former: Catalog, later: Catalog) -> Difference:
     added, dropped, changed = {}, {}, []
     for table in TABLES:
         one, two = former.ids(table), later.ids(table)
-        added[table] = _names(np.setdiff1d(two, one, assume_unique=True))
-        dropped[table] = _names(np.setdiff1d(one, two, assume_unique=True))
+        added[table] = texts(np.setdiff1d(two, one, assume_unique=True))
+        dropped[table] = texts(np.setdiff1d(one, two, assume_unique=True))
         changed += sorted(_changes(former, later, table), key=lambda change: change.id)
     return Difference(added, dropped, changed, _provenance(former, later), _figures(former, later))
-
-
-def _names(ids: np.ndarray) -> list[str]:
-    return [key.decode() for key in ids]
 
 
 def _changes(former: Catalog, later: Catalog, table: str) -> Iterator[Change]:
@@ -70,7 +67,7 @@ def _changes(former: Catalog, later: Catalog, table: str) -> Iterator[Change]:
         both = stored[np.isin(stored, both)]
     for start in range(0, len(both), _BLOCK):
         part = both[start : start + _BLOCK]
-        odd: dict[str, list[str]] = {key: [] for key in _names(part)}
+        odd: dict[str, list[str]] = {key: [] for key in texts(part)}
         own = [rows.take(np.searchsorted(c.ids(table), part)) for c, rows in zip((former, later), light, strict=True)]
         for name in columns:
             one, two = (rows.column(name).to_pylist() for rows in own)

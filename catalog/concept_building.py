@@ -25,6 +25,7 @@ from catalog.alignment import mask_centres, moved, unit_rows
 from catalog.clustering import sign_blind_clusters
 from catalog.concepts import Concept, concepts_table, read_concepts
 from catalog.pictures import encode_png
+from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.records import content_id
 
@@ -130,7 +131,7 @@ def _group(catalog: Catalog, values: dict[str, Any]) -> _Group:
     place = np.cumsum(rows) - 1
     order = np.concatenate([catalog.shard_rows(path) for path in catalog.manifest.shards("directions")])
     stored = place[order[rows[order]]]
-    ids = [key.decode() for key in catalog.ids()[rows]]
+    ids = texts(catalog.ids()[rows])
     entries = prod(catalog.manifest.provenance.shapes[values["space"]])
     return _Group(
         catalog, values, ids, images.tolist(), owners, centres, stored,

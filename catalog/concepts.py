@@ -5,28 +5,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.codecs import NORM_TOLERANCE
 from catalog.fs import inside, sha256_of
 from catalog.pictures import decode_png, effect_picture, encode_png
 from catalog.reader import SHORTEST_PREFIX, Catalog
 from catalog.rules import check_concept, check_id
+from catalog.schema import fixed_list, list_of, pictures, plain, vector_column, with_features
 from catalog.shards import open_shard
-from catalog.tables import NORM_TOLERANCE
 from pipeline.errors import CatalogError, InputError, NotFoundError
 
 AGREES = 0.5  # signed cosine of a member's effect to the others' from which its image agrees
 _BUILD = "Run `rhumb concepts CATALOG --build`"
-_IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _MEDIANS = ("gain", "gain_q10", "gain_q90", "leakage", "leakage_q10", "leakage_q90", "strength")
 _SHARES = ("agreement", "effect_agreement", "spread_q10", "spread_q50", "spread_q90")
 _GROUP = ("region", "space", "kind", "timestep")  # what all members of a concept share
@@ -79,45 +77,19 @@ class Concept:
         return decode_png(self.preview, f"concept {self.concept_id}: preview")
 
 
-def _list(dtype: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", dtype))
-
-
-def _vector(name: str, shape: Sequence[int], nullable: bool = False) -> pa.Field:
-    items = pa.list_(pa.field("element", pa.float16(), nullable=False), prod(shape))
-    return pa.field(name, items, nullable=nullable)
-
-
 def concepts_schema(spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...]) -> pa.Schema:
     """Arrow schema of the table `concepts`: one row each, vectors as float16, those of the other space null."""
-    texts = ("concept_id", "region", "space", "kind")
-    fields = [pa.field(name, pa.string(), nullable=False) for name in texts]
-    fields.append(pa.field("timestep", pa.int32(), nullable=False))
-    fields.append(pa.field("datasets", _list(pa.string()), nullable=False))
-    fields += [pa.field(name, _list(dtype), nullable=False) for name, dtype in _LISTS.items()]
-    fields += [pa.field(name, pa.int64(), nullable=False) for name in ("images", "of_images")]
-    fields += [pa.field(name, pa.float64(), nullable=False) for name in (*_SHARES, *_MEDIANS)]
-    fields += [pa.field(name, pa.string(), nullable=False) for name in ("medoid", "image_id")]
-    fields += [pa.field("region_id", pa.string()), pa.field("parents", _list(pa.string()), nullable=False)]
-    fields += [pa.field(name, _IMAGE) for name in ("effect", "preview")]
-    fields.append(_vector("effect_vector", effect_shape))
-    fields += [_vector(f"{space}_vector", spaces[space], nullable=True) for space in sorted(spaces)[::-1]]
-    features = {field.name: _feature(field) for field in fields}
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
-
-
-def _feature(field: pa.Field) -> dict[str, Any]:
-    """The `datasets` feature of a field, in its JSON form."""
-    if field.type == _IMAGE:
-        return {"_type": "Image"}
-    names = {"halffloat": "float16", "float": "float32", "double": "float64"}
-    listed = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
-    plain = field.type.value_type if listed else field.type
-    value = {"dtype": names.get(str(plain), str(plain)), "_type": "Value"}
-    if not listed:
-        return value
-    sized = {"length": field.type.list_size} if pa.types.is_fixed_size_list(field.type) else {}
-    return {"feature": value, **sized, "_type": "List"}
+    fields = plain(pa.string(), "concept_id", "region", "space", "kind") + plain(pa.int32(), "timestep")
+    fields += plain(list_of(pa.string()), "datasets")
+    fields += [pa.field(name, list_of(dtype), nullable=False) for name, dtype in _LISTS.items()]
+    fields += plain(pa.int64(), "images", "of_images") + plain(pa.float64(), *_SHARES, *_MEDIANS)
+    fields += plain(pa.string(), "medoid", "image_id") + plain(pa.string(), "region_id", nullable=True)
+    fields += plain(list_of(pa.string()), "parents") + pictures("effect", "preview")
+    fields.append(fixed_list("effect_vector", pa.float16(), tuple(effect_shape)))
+    own = sorted(spaces)[::-1]
+    return with_features(
+        fields + [fixed_list(vector_column(space), pa.float16(), spaces[space], nullable=True) for space in own]
+    )
 
 
 def _halves(array: np.ndarray, field: str) -> np.ndarray:

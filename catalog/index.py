@@ -16,6 +16,7 @@ import numpy as np
 
 from catalog.fs import CACHE, inside, sha256_of
 from catalog.manifest import IndexEntry
+from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.records import content_id
 from catalog.search import codes as coded
@@ -68,7 +69,7 @@ def search_vectors(
 
 def _blocks(ids: np.ndarray) -> Iterator[list[str]]:
     for start in range(0, len(ids), _BLOCK):
-        yield [key.decode() for key in ids[start : start + _BLOCK]]
+        yield texts(ids[start : start + _BLOCK])
 
 
 def _trained(catalog: Catalog, name: str, spec: IndexSpec) -> tuple[IndexSpec, Quantiser]:
@@ -81,7 +82,7 @@ def _trained(catalog: Catalog, name: str, spec: IndexSpec) -> tuple[IndexSpec, Q
     ids = ids[:: -(-len(ids) // sample_for(spec))]
     projection = None
     if spec.sketch.kind == "learned":
-        few = [key.decode() for key in ids[:: -(-len(ids) // PROJECTION_SAMPLE)]]
+        few = texts(ids[:: -(-len(ids) // PROJECTION_SAMPLE)])
         stored = catalog.effects(few) if name == EFFECT else catalog.vectors(few, name)
         projection = learn_projection(stored, spec.sketch)
         untrained = Quantiser(projection, none, none, none)
@@ -323,7 +324,7 @@ class DirectionIndex:
         if entry is None:
             raise CatalogError(f"index {name}", "none in the catalog", "a search index", REBUILD)
         self.entry: IndexEntry = entry
-        if set(entry.codes) != set(catalog.manifest.shards("directions")):
+        if not entry.covers(catalog.manifest.shards("directions")):
             raise CatalogError(f"index {name}", "one built before the last commit", "one of these directions", REBUILD)
         self._ids, self._present = catalog.ids(), _present(catalog, name)
         rows = int(np.count_nonzero(self._present))

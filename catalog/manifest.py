@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -186,6 +186,10 @@ class IndexEntry(_Strict):
     codes: dict[RelativePath, IndexPath]
     rows: Count
 
+    def covers(self, shards: Collection[str]) -> bool:
+        """Whether it has codes of exactly these directions shards."""
+        return set(self.codes) == set(shards)
+
     @property
     def files(self) -> list[str]:
         """Paths of everything the index consists of."""
@@ -351,16 +355,21 @@ def parse(data: bytes, name: str = MANIFEST) -> Manifest:
         raise CatalogError(f"{name}: checksum", "a manifest changed after it was written", "the bytes as committed")
     if _with_checksum(bare, str(checksum)) != data:
         raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")
+    manifest = validated(upgraded(value) if version == "1" else value, name)
+    if version == FORMAT_VERSION and dump(manifest) != data:  # values that validation had to convert
+        raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")
+    return manifest
+
+
+def validated(value: Mapping[str, Any], name: str = MANIFEST) -> Manifest:
+    """The manifest of these keys. Raises CatalogError naming `name` and the first key that breaks a rule."""
     try:
-        manifest = Manifest.model_validate(upgraded(value) if version == "1" else value)
+        return Manifest.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         field, found = (f"{name}: {place}", repr(first["input"])) if place else (name, "parts that do not fit together")
         raise CatalogError(field[:300], found[:120], first["msg"][:300]) from error
-    if version == FORMAT_VERSION and dump(manifest) != data:  # values that validation had to convert
-        raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")
-    return manifest
 
 
 def _check_features(name: str, features: Any, known: frozenset[str], field: str, what: str) -> None:

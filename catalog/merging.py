@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from catalog.fs import inside
 from catalog.manifest import ChunkEntry, FailedImage, Provenance
+from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.records import content_id
 from catalog.schema import KEYS, TABLES
@@ -121,7 +122,7 @@ def _adopt(writer: CatalogWriter, source: Catalog) -> None:
     known, standing = writer.known(), writer.manifest
     there = {table: np.array([key.decode() in known[table] for key in source.ids(table)], bool) for table in TABLES}
     new = {table: source.ids(table)[~there[table]] for table in TABLES}
-    mined = {key.decode() for key in source.ids("images")} | set(writer.done_images)
+    mined = set(texts(source.ids("images"))) | set(writer.done_images)
     failed = _failed(standing.failed_images, source.manifest.failed_images, mined)
     adds = any(len(ids) for ids in new.values())
     if not adds and failed == standing.failed_images:
@@ -189,14 +190,14 @@ def _rewritten(
     shards: dict[str, list[str]] = {}
     for table in TABLES:
         for path in source.manifest.shards(table):
-            wanted = pa.array([key.decode() for key in new[table]], pa.string())
+            wanted = pa.array(texts(new[table]), pa.string())
             rows = source.whole_shards(table, [path])
             rows = rows.filter(pc.is_in(rows.column(KEYS[table]), value_set=wanted))
             if rows.num_rows:
                 if table == "directions":
                     rows = recoded(rows, source.layout, writer.manifest.layout, path)
                 shards.setdefault(table, []).append(stage_table(transaction, table, rows, writer.manifest.layout))
-    digest = content_id("merged", *(sorted(key.decode() for key in new[table]) for table in TABLES))
+    digest = content_id("merged", *(sorted(texts(new[table])) for table in TABLES))
     entry = ChunkEntry.model_validate(
         {
             "digest": digest,

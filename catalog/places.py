@@ -48,12 +48,7 @@ class Places:
 
     def row(self, key: str) -> int | None:
         """The row of a whole id, None where there is none."""
-        try:
-            wanted = np.bytes_(key.encode("ascii"))
-        except UnicodeEncodeError:
-            return None
-        at = int(np.searchsorted(self.ids, wanted))
-        return at if at < len(self.ids) and self.ids[at] == wanted and len(key) == 32 else None
+        return _row(self.ids, key)
 
     def place(self, row: int) -> tuple[str, int, int]:
         """(shard, row group, row within the group) of a row."""
@@ -82,9 +77,23 @@ class Places:
         """Up to three ids that begin with `prefix`, and the ids nearest to where it would stand."""
         wanted = np.bytes_(prefix.encode("ascii", errors="replace"))
         start = int(np.searchsorted(self.ids, wanted))
-        after = [key.decode() for key in self.ids[start : start + _SHOWN]]
-        near = [key.decode() for key in self.ids[max(0, start - 2) : start + 1]]
-        return [key for key in after if key.startswith(prefix)], near
+        after = texts(self.ids[start : start + _SHOWN])
+        return [key for key in after if key.startswith(prefix)], texts(self.ids[max(0, start - 2) : start + 1])
+
+
+def texts(ids: np.ndarray) -> list[str]:
+    """Ids (n,) "S32" as text."""
+    return [key.decode() for key in ids]
+
+
+def _row(ids: np.ndarray, key: str) -> int | None:
+    """The place of a whole id among sorted ids, None where it is not there."""
+    try:
+        wanted = np.bytes_(key.encode("ascii"))
+    except UnicodeEncodeError:
+        return None
+    at = int(np.searchsorted(ids, wanted))
+    return at if at < len(ids) and ids[at] == wanted and len(key) == 32 else None
 
 
 def packed_ids(column: pa.ChunkedArray, name: str) -> np.ndarray:
@@ -115,11 +124,7 @@ class Known:
         self._others: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        if key in self._added or key in self._others:
-            return True
-        wanted = np.bytes_(key.encode("ascii", errors="replace"))
-        at = int(np.searchsorted(self._ids, wanted))
-        return at < len(self._ids) and bool(self._ids[at] == wanted)
+        return key in self._added or key in self._others or _row(self._ids, key) is not None
 
     def add(self, keys: Iterable[str]) -> None:
         """Know these too."""
@@ -133,4 +138,4 @@ class Known:
 
     def all(self) -> list[str]:
         """All of them, in no order."""
-        return [*(key.decode() for key in self._ids), *self._added]
+        return [*texts(self._ids), *self._added]

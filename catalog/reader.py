@@ -21,16 +21,13 @@ from catalog.pictures import decode_png
 from catalog.places import Places, packed_ids
 from catalog.records import DirectionRecord
 from catalog.schema import KEYS, TABLES, light_columns, table_schema
-from catalog.shards import Shard, open_shard
+from catalog.shards import REPAIR, Shard, open_shard
 from catalog.tables import SORTED, decoded, effects_of, to_direction, values_of
 from pipeline.errors import CatalogError, InputError, NotFoundError
-
-__all__ = ["SHORTEST_PREFIX", "Catalog", "open_shard"]
 
 SHORTEST_PREFIX = 6
 _OPEN_FILES = 128  # opening one parses its footer, which takes as long as reading ten rows
 _CORE = ("image_id", "dataset", "region", "space", "kind", "rank", "timestep")
-_REPAIR = "Run `rhumb verify` and pull or mine it again"
 
 
 class Catalog:
@@ -308,7 +305,7 @@ class Catalog:
         own = found[region].decode()
         mask = self._png("regions", own, "mask", f"region {own}: mask")
         if mask.ndim != 2:
-            raise CatalogError(f"region {own}: mask", "a picture in colour", "one channel", _REPAIR)
+            raise CatalogError(f"region {own}: mask", "a picture in colour", "one channel", REPAIR)
         return mask > 127
 
     @cached_property
@@ -333,9 +330,9 @@ class Catalog:
         try:
             data = path.read_bytes() if path.stat().st_size == entry.bytes else b""
         except OSError as error:
-            raise CatalogError(str(path), f"no readable file ({error.strerror})", "a PNG", _REPAIR) from error
+            raise CatalogError(str(path), f"no readable file ({error.strerror})", "a PNG", REPAIR) from error
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise CatalogError(str(path), "changed bytes", "the picture as committed", _REPAIR)
+            raise CatalogError(str(path), "changed bytes", "the picture as committed", REPAIR)
         return data
 
 

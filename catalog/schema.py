@@ -44,7 +44,7 @@ class Layout:
         return self.stored[space].fields(vector_column(space), nullable=True)
 
 
-def _list(dtype: pa.DataType) -> pa.DataType:
+def list_of(dtype: pa.DataType) -> pa.DataType:
     """A list whose items are called as Parquet calls them, so that a schema survives the round trip."""
     return pa.list_(pa.field("element", dtype))
 
@@ -54,47 +54,49 @@ def vector_column(space: str) -> str:
     return f"{space}_vector"
 
 
-def _fixed(name: str, dtype: pa.DataType, shape: tuple[int, ...], nullable: bool = False) -> pa.Field:
+def fixed_list(name: str, dtype: pa.DataType, shape: tuple[int, ...], nullable: bool = False) -> pa.Field:
+    """A column of tensors of one shape, flattened."""
     return pa.field(name, pa.list_(pa.field("element", dtype, nullable=False), prod(shape)), nullable=nullable)
 
 
-def _pictures(*names: str) -> list[pa.Field]:
+def pictures(*names: str) -> list[pa.Field]:
     """Image columns. Nullable, or `datasets` does not take them for its Image feature; writers never leave one out."""
     return [pa.field(name, _IMAGE) for name in names]
 
 
-def _plain(dtype: pa.DataType, *names: str, nullable: bool = False) -> list[pa.Field]:
+def plain(dtype: pa.DataType, *names: str, nullable: bool = False) -> list[pa.Field]:
+    """Columns of one type."""
     return [pa.field(name, dtype, nullable=nullable) for name in names]
 
 
 def _directions(layout: Layout) -> list[pa.Field]:
     names = ("direction_id", "image_id")
-    fields = _plain(pa.string(), *names) + _plain(pa.string(), "region_id", nullable=True)
-    fields += _plain(pa.string(), "dataset", "model", "region", "space", "kind")
-    fields += _plain(pa.int32(), "rank", "timestep") + _plain(pa.float64(), "strength", "gain", "leakage")
-    fields += _plain(pa.float64(), "sigma", "residual", nullable=True) + _plain(pa.bool_(), "converged", nullable=True)
-    fields += _plain(pa.bool_(), "checked", nullable=True) + _plain(pa.float64(), "gap", "angle", nullable=True)
-    fields += _plain(pa.int32(), "cluster_first", "cluster_last", nullable=True)
-    fields += _plain(pa.int32(), "iterations", nullable=True) + _plain(pa.float64(), "change", nullable=True)
-    fields += _plain(pa.int32(), "joint_rank", "individual_rank", nullable=True)
-    fields += _plain(pa.string(), "rank_rule", nullable=True)
-    fields += _plain(_list(pa.string()), "parents")
-    fields += _plain(pa.float64(), "kept_share", "roir_before", "roir", nullable=True)
-    fields += _plain(pa.bool_(), "strength_reached", "strength_limited", nullable=True)
-    fields += _plain(_list(pa.float32()), "spectrum") + _pictures("effect", "preview")
-    fields.append(_fixed("effect_vector", pa.float16(), layout.effect_shape))
+    fields = plain(pa.string(), *names) + plain(pa.string(), "region_id", nullable=True)
+    fields += plain(pa.string(), "dataset", "model", "region", "space", "kind")
+    fields += plain(pa.int32(), "rank", "timestep") + plain(pa.float64(), "strength", "gain", "leakage")
+    fields += plain(pa.float64(), "sigma", "residual", nullable=True) + plain(pa.bool_(), "converged", nullable=True)
+    fields += plain(pa.bool_(), "checked", nullable=True) + plain(pa.float64(), "gap", "angle", nullable=True)
+    fields += plain(pa.int32(), "cluster_first", "cluster_last", nullable=True)
+    fields += plain(pa.int32(), "iterations", nullable=True) + plain(pa.float64(), "change", nullable=True)
+    fields += plain(pa.int32(), "joint_rank", "individual_rank", nullable=True)
+    fields += plain(pa.string(), "rank_rule", nullable=True)
+    fields += plain(list_of(pa.string()), "parents")
+    fields += plain(pa.float64(), "kept_share", "roir_before", "roir", nullable=True)
+    fields += plain(pa.bool_(), "strength_reached", "strength_limited", nullable=True)
+    fields += plain(list_of(pa.float32()), "spectrum") + pictures("effect", "preview")
+    fields.append(fixed_list("effect_vector", pa.float16(), layout.effect_shape))
     return fields + [field for space in sorted(layout.spaces)[::-1] for field in layout.vector_fields(space)]
 
 
 def _images(layout: Layout) -> list[pa.Field]:
-    fields = _plain(pa.string(), "image_id", "dataset", "split", "source") + _pictures("image")
-    fields += [*_plain(pa.int32(), "timestep"), _fixed("latent", pa.float32(), layout.spaces["x"])]
-    return fields + _plain(pa.float64(), "round_trip_psnr") + _plain(_list(_FACTOR), "factors")
+    fields = plain(pa.string(), "image_id", "dataset", "split", "source") + pictures("image")
+    fields += [*plain(pa.int32(), "timestep"), fixed_list("latent", pa.float32(), layout.spaces["x"])]
+    return fields + plain(pa.float64(), "round_trip_psnr") + plain(list_of(_FACTOR), "factors")
 
 
 def _regions() -> list[pa.Field]:
-    fields = _plain(pa.string(), "region_id", "image_id", "region") + _pictures("mask")
-    return fields + _plain(pa.int64(), "area")
+    fields = plain(pa.string(), "region_id", "image_id", "region") + pictures("mask")
+    return fields + plain(pa.int64(), "area")
 
 
 def _feature(field: pa.Field) -> Any:
@@ -118,6 +120,11 @@ def _type_feature(dtype: pa.DataType) -> Any:
 def table_schema(table: str, layout: Layout) -> pa.Schema:
     """Arrow schema of `table` for vectors of a layout, `huggingface` metadata included."""
     fields = {"directions": lambda: _directions(layout), "images": lambda: _images(layout)}.get(table, _regions)()
+    return with_features(fields)
+
+
+def with_features(fields: list[pa.Field]) -> pa.Schema:
+    """A schema of these columns whose metadata tell `datasets` what each is."""
     features = {field.name: _feature(field) for field in fields}
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 

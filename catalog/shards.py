@@ -32,7 +32,7 @@ LONGEST_LIST = 4096
 _UNPACKED, _SMALL = 200, 2**26  # times its size that a shard may unpack to, beyond the first bytes
 # Of the values of a chunk; the others write a few bytes that unpack to any number of long strings.
 _ENCODINGS = frozenset({"PLAIN", "RLE", "BIT_PACKED", "BYTE_STREAM_SPLIT"})
-_REPAIR = "Run `rhumb verify` and pull or mine it again"
+REPAIR = "Run `rhumb verify` and pull or mine it again"
 
 
 class Shard:
@@ -71,7 +71,7 @@ class Shard:
                 found = self._file.read_row_group(group, names, use_threads=False)
             expected = self.metadata.num_rows if group is None else self.metadata.row_group(group).num_rows
             if found.num_rows != expected:
-                raise CatalogError(str(self.path), f"{found.num_rows} rows", f"{expected}, as its footer says", _REPAIR)
+                raise CatalogError(str(self.path), f"{found.num_rows} rows", f"{expected}, as its footer says", REPAIR)
             _check_values(found, str(self.path))
         except (OSError, pa.ArrowException) as error:
             raise damaged(self.path, error) from error
@@ -95,15 +95,15 @@ class Shard:
                 for leaf, own in zip(leaves, _checksums(self._source, chunks), strict=True):
                     if own != sums[leaf]:
                         at = f"{self.path}: {self._names[leaf]}"
-                        raise CatalogError(at, "changed bytes", "the shard as committed", _REPAIR)
+                        raise CatalogError(at, "changed bytes", "the shard as committed", REPAIR)
 
     def _check_size(self, leaf: int, chunk: Any, rows: int) -> None:
         at = f"{self.path}: {self._names[leaf]}"
         most = rows * self._most[leaf]
         if chunk.num_values > most:
-            raise CatalogError(at, f"{chunk.num_values} values in {rows} rows", f"at most {most}", _REPAIR)
+            raise CatalogError(at, f"{chunk.num_values} values in {rows} rows", f"at most {most}", REPAIR)
         if chunk.has_dictionary_page or not _ENCODINGS.issuperset(chunk.encodings):
-            raise CatalogError(at, f"encodings {chunk.encodings}", "values as they are, without a dictionary", _REPAIR)
+            raise CatalogError(at, f"encodings {chunk.encodings}", "values as they are, without a dictionary", REPAIR)
 
     def check_pages(self) -> None:
         """Raise CatalogError where pages hold more, or other, than the footer says, whose figures all else goes by.
@@ -120,12 +120,12 @@ class Shard:
                 told = (chunk.num_values, chunk.total_uncompressed_size)
                 start, size = chunk.data_page_offset, chunk.total_compressed_size
                 if start < 0 or not 0 <= size <= self._source.size() - start:
-                    raise CatalogError(f"{self.path}: {name}", "a column outside its file", "one within", _REPAIR)
+                    raise CatalogError(f"{self.path}: {name}", "a column outside its file", "one within", REPAIR)
                 found = total(self._source.read_at(size, start), f"{self.path}: {name}")
                 if found != told:
-                    raise CatalogError(f"{self.path}: {name}", f"pages of {found}", f"{told} values, bytes", _REPAIR)
+                    raise CatalogError(f"{self.path}: {name}", f"pages of {found}", f"{told} values, bytes", REPAIR)
         if unpacked > most_unpacked(self._source.size()):
-            raise CatalogError(str(self.path), f"{unpacked} bytes unpacked", "what its size accounts for", _REPAIR)
+            raise CatalogError(str(self.path), f"{unpacked} bytes unpacked", "what its size accounts for", REPAIR)
 
     @cached_property
     def _sums(self) -> list[list[int]] | None:
@@ -137,7 +137,7 @@ class Shard:
         try:
             sums = np.frombuffer(base64.b64decode(text, validate=True), "<u4").reshape(shape)
         except (binascii.Error, ValueError) as error:
-            raise CatalogError(f"{self.path}: {SUMS}", "no such list", f"{shape} checksums", _REPAIR) from error
+            raise CatalogError(f"{self.path}: {SUMS}", "no such list", f"{shape} checksums", REPAIR) from error
         rows: list[list[int]] = sums.tolist()
         return rows
 
@@ -182,7 +182,7 @@ def open_shard(path: Path, entry: FileEntry, schema: pa.Schema | None = None, lo
     """
     try:
         if entry.footer is not None and footer_sha256(path) != entry.footer:
-            raise CatalogError(str(path), "a changed footer", "the shard as committed", _REPAIR)
+            raise CatalogError(str(path), "a changed footer", "the shard as committed", REPAIR)
         source = pa.OSFile(str(path))
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
@@ -210,16 +210,16 @@ def _check_footer(shard: Shard, entry: FileEntry, size: int, schema: pa.Schema |
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     unpacked, most = sum(group.total_byte_size for group in groups), most_unpacked(entry.bytes)
     if size != entry.bytes:
-        raise CatalogError(at, f"{size} bytes", f"{entry.bytes}", _REPAIR)
+        raise CatalogError(at, f"{size} bytes", f"{entry.bytes}", REPAIR)
     if metadata.num_rows != entry.rows or unpacked > most:
         found = f"{metadata.num_rows} rows of {unpacked} bytes unpacked"
-        raise CatalogError(at, found, f"{entry.rows} rows of at most {most} bytes", _REPAIR)
+        raise CatalogError(at, found, f"{entry.rows} rows of at most {most} bytes", REPAIR)
     rows = [group.num_rows for group in groups]
     even = all(n == rows[0] for n in rows[:-1]) and (len(rows) < 2 or 0 < rows[-1] <= rows[0])
     if sum(rows) != metadata.num_rows or not even:
-        raise CatalogError(at, "row groups of several sizes", "one size for all but the last", _REPAIR)
+        raise CatalogError(at, "row groups of several sizes", "one size for all but the last", REPAIR)
     if schema is not None and not shard.schema_arrow.equals(schema):
-        raise CatalogError(f"{at}: {_differing(shard.schema_arrow, schema)}", "another column", "the schema", _REPAIR)
+        raise CatalogError(f"{at}: {_differing(shard.schema_arrow, schema)}", "another column", "the schema", REPAIR)
 
 
 def most_unpacked(size: int) -> int:
@@ -248,7 +248,7 @@ def _without_sums(schema: pa.Schema) -> pa.Schema:
 
 def damaged(path: Path, error: Exception) -> CatalogError:
     """The clear form of what Arrow and the system say of a file that cannot be read."""
-    return CatalogError(str(path), f"an unreadable file ({str(error)[:120]})", "a whole Parquet shard", _REPAIR)
+    return CatalogError(str(path), f"an unreadable file ({str(error)[:120]})", "a whole Parquet shard", REPAIR)
 
 
 def _values_a_row(dtype: pa.DataType, longest: int) -> Iterator[int]:
@@ -272,11 +272,11 @@ def _check_values(rows: pa.Table, at: str) -> None:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:
-            raise CatalogError(f"{at}: {name}", str(error)[:120], "valid values", _REPAIR) from error
+            raise CatalogError(f"{at}: {name}", str(error)[:120], "valid values", REPAIR) from error
         if pa.types.is_list(column.type) and any(_hollow(chunk.flatten()) for chunk in column.chunks):
-            raise CatalogError(f"{at}: {name}", "a list that lacks an item", "lists without nulls", _REPAIR)
+            raise CatalogError(f"{at}: {name}", "a list that lacks an item", "lists without nulls", REPAIR)
         if pa.types.is_struct(column.type) and any(_blank(chunk) for chunk in column.chunks):
-            raise CatalogError(f"{at}: {name}", "no picture", "a PNG in every row", _REPAIR)
+            raise CatalogError(f"{at}: {name}", "no picture", "a PNG in every row", REPAIR)
 
 
 def _hollow(items: pa.Array) -> bool:

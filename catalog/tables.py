@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from catalog.codecs import NORM_TOLERANCE
 from catalog.pictures import decode_png, effect_picture, encode_png
 from catalog.records import DirectionRecord, ImageRecord, RegionRecord
 from catalog.rules import (
@@ -28,7 +29,6 @@ from catalog.rules import (
 from catalog.schema import TABLES, Layout, table_schema, vector_column
 from pipeline.errors import CatalogError
 
-NORM_TOLERANCE = 1e-3
 SORTED: tuple[str, ...] = ("space", "region", "kind", "image_id", "rank")
 """Order of the rows of a directions shard: what is asked for together lies together."""
 __all__ = [

@@ -36,7 +36,24 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSY
 _KEPT = 8  # claims of former versions; a writer that stands further back is told by the version it reads
 
 
-class Lock:
+class _Held:
+    """An open file whose `flock` this process holds: the system frees it when the process dies."""
+
+    _descriptor = -1
+
+    @property
+    def freed(self) -> bool:
+        """Whether the lock was given back."""
+        return self._descriptor < 0
+
+    def free(self) -> None:
+        """Give the lock back, the file stays: removing it would race with the next holder. Safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class Lock(_Held):
     """An exclusive, non-blocking lock on a folder, freed by the system when its process dies."""
 
     def __init__(self, folder: Path) -> None:
@@ -54,17 +71,6 @@ class Lock:
             ) from None  # fmt: skip
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, f"{os.getpid()}\n".encode())
-
-    @property
-    def freed(self) -> bool:
-        """Whether the lock was given back."""
-        return self._descriptor < 0
-
-    def free(self) -> None:
-        """Give the lock back; the file stays, since removing it would race with the next holder."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 def unborn(root: Path) -> bool:
@@ -132,7 +138,7 @@ class _Intent:
         flush_folder(folder)
 
 
-class _Owner:
+class _Owner(_Held):
     """A lock within a staging folder, held while its writer lives."""
 
     def __init__(self, descriptor: int) -> None:
@@ -156,12 +162,6 @@ class _Owner:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             return None
-
-    def free(self) -> None:
-        """Give it back."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 def _claim(root: Path, version: int) -> Path:

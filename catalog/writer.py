@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from catalog import manifest as manifests
 from catalog.card import catalog_card
@@ -212,12 +211,7 @@ class CatalogWriter:
             files.pop(path, None)
         update = {"version": base.version + 1, "files": files, "retired": (), "pack": None, **changes}
         update["previous"] = transaction.previous
-        try:
-            new = Manifest.model_validate({**dict(base), **update})
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or MANIFEST
-            raise CatalogError(place, repr(first["input"])[:120], first["msg"]) from error
+        new = manifests.validated({**dict(base), **update})
         transaction.commit(new, old, gone)
         self.manifest = new
 

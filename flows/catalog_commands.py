@@ -10,6 +10,7 @@ from catalog.comparing import Difference, diff
 from catalog.exporting import FORMATS, export
 from catalog.hub import find_snapshot
 from catalog.merging import merge
+from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.schema import TABLES
 from flows.console import answer, plain, say, table
@@ -99,7 +100,7 @@ def _export(arguments: Namespace) -> None:
     with _opened(str(arguments.catalog)) as opened:
         wanted = {name: getattr(arguments, name) for name in ("region", "space", "kind")}
         wanted = {name: value for name, value in wanted.items() if value}
-        ids = list(arguments.ids) or [key.decode() for key in opened.ids()[opened.select(**wanted)]]
+        ids = list(arguments.ids) or texts(opened.ids()[opened.select(**wanted)])
         if arguments.ids and wanted:
             raise InputError("directions", f"ids and --{next(iter(wanted))}", "either ids or filters")
         data = export(opened, ids, form)

@@ -60,9 +60,8 @@ def mine(arguments: Namespace) -> int:
 def _indexed(folder: Path) -> bool:
     """Whether the catalog has indexes of the directions that it holds now."""
     with Catalog.open(folder) as catalog:
-        shards = set(catalog.manifest.shards("directions"))
-        entries = catalog.manifest.indexes.values()
-        return bool(entries) and all(set(entry.codes) == shards for entry in entries)
+        shards, entries = catalog.manifest.shards("directions"), catalog.manifest.indexes.values()
+        return bool(entries) and all(entry.covers(shards) for entry in entries)
 
 
 def index(arguments: Namespace) -> None:

@@ -107,7 +107,7 @@ def describe(catalog: Catalog) -> dict[str, Any]:
                 "kind": entry.spec.kind,
                 "dimension": entry.spec.sketch.dimension,
                 "rows": entry.rows,
-                "current": set(entry.codes) >= set(manifest.shards("directions")),
+                "current": entry.covers(manifest.shards("directions")),
             }
             for name, entry in sorted(manifest.indexes.items())
         ],

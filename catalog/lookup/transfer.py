@@ -10,6 +10,7 @@ import numpy as np
 from catalog.index import EFFECT
 from catalog.lookup.ask import check_k, known_values
 from catalog.lookup.similarity import opened_index
+from catalog.places import texts
 from catalog.reader import Catalog
 from pipeline.errors import InputError, NotFoundError
 
@@ -87,7 +88,7 @@ def transfer_candidates(
 def _compared_ids(catalog: Catalog, among: np.ndarray, mask: np.ndarray) -> list[str]:
     """Ids of the directions worth comparing: all, or of many those whose effects are likest to the mask's own shape."""
     if int(among.sum()) <= COMPARED:
-        return [key.decode() for key in catalog.ids()[among]]
+        return texts(catalog.ids()[among])
     index = opened_index(catalog, EFFECT)
     weight = _covered(catalog, mask)
     found: dict[str, None] = {}

@@ -10,6 +10,7 @@ import numpy as np
 
 from catalog.alignment import mask_centres, moved, unit_rows
 from catalog.lookup.ask import By, check_by, energy_of, entries_that_count, none_there, random_quantiles
+from catalog.places import texts
 from catalog.reader import Catalog
 from pipeline.errors import InputError
 
@@ -107,7 +108,7 @@ def _rows(catalog: Catalog, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     rows = np.flatnonzero(chosen)
     images = np.array(catalog.column("image_id").take(rows).to_pylist(), dtype=object)
     ranks = np.asarray(catalog.column("rank").take(rows))
-    return np.array([key.decode() for key in catalog.ids()[rows]], dtype=object), images, ranks
+    return np.array(texts(catalog.ids()[rows]), dtype=object), images, ranks
 
 
 def _stored(catalog: Catalog, ids: Sequence[str], space: str, by: By) -> np.ndarray:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +19,9 @@ from typing import Any
 import pytest
 
 from tests.pipeline import tiny_hub
+from tests.pipeline.hub_driver import run_client
 from tests.pipeline.tiny_hub import REPO, TinyHub
 
-TOKEN = "hf_" + "verysecret" * 3
 _TREE = re.compile(rf"api/datasets/{REPO}/tree/([^/]+)/?(.*)")
 
 
@@ -67,18 +65,7 @@ def serve() -> Iterator[TinyHub]:
 
 def run(jobs: list[dict[str, Any]], home: Path, endpoint: str, *, offline: bool = False) -> list[dict[str, Any]]:
     """The results of `jobs`, and at the end what the process wrote to standard error."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "HF_TOKEN": TOKEN}
-    environment |= {"HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"}
-    environment |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.flows.dataset_hub"],
-        input=json.dumps(jobs), capture_output=True, text=True, env=environment, timeout=300, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError(f"the client ended with {done.returncode}:\n{done.stderr}")
-    results: list[dict[str, Any]] = json.loads(done.stdout)
-    return [*results, {"stderr": done.stderr}]
+    return run_client("tests.flows.dataset_hub", jobs, home, endpoint, offline=offline)
 
 
 def digest(pixels: Any) -> str:

@@ -12,6 +12,7 @@ import pytest
 from tests.flows import dataset_hub, tiny
 from tests.flows.dataset_hub import digest
 from tests.flows.table_files import SIZE, parquet, picture, rows
+from tests.pipeline.hub_driver import TOKEN
 from tests.pipeline.tiny_hub import REPO
 
 CARD = b"---\nlicense: cc-by-4.0\n---\nFaces.\n"
@@ -99,4 +100,4 @@ def test_scripts_files_elsewhere_and_unknown_revisions_are_refused(world: dict[s
 
 
 def test_tokens_are_shown_nowhere(world: dict[str, Any]) -> None:
-    assert dataset_hub.TOKEN not in json.dumps(world)
+    assert TOKEN not in json.dumps(world)

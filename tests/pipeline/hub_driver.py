@@ -19,12 +19,20 @@ TOKEN = "hf_" + "verysecret" * 3
 
 def run(jobs: list[dict[str, Any]], home: Path, endpoint: str, *, offline: bool = False) -> list[dict[str, Any]]:
     """The results of `jobs`, done by a fresh process whose Hub is at `endpoint` and whose cache lies in `home`."""
+    return run_client("tests.pipeline.hub_driver", jobs, home, endpoint, offline=offline)
+
+
+def run_client(
+    module: str, jobs: list[dict[str, Any]], home: Path, endpoint: str, *, offline: bool
+) -> list[dict[str, Any]]:
+    """What `python -m module` answers to `jobs` on its standard input, and what it wrote to standard error."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "HF_TOKEN": TOKEN}
     environment |= {"HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pipeline.hub_driver"],
+        [sys.executable, "-m", module],
         input=json.dumps(jobs), capture_output=True, text=True, env=environment, timeout=300, check=False,
     )  # fmt: skip
     if done.returncode != 0:
