@@ -104,7 +104,7 @@ def test_vectors_that_are_nearly_whole_numbers_of_steps_keep_the_promise_and_tho
     encoded = codec.encode(vectors, COLUMN)
     back = codec.decode(encoded)
     assert cosine(vectors, back)[0] >= least
-    planes = np.frombuffer(encoded[COLUMN][0], np.uint8).reshape(-1, codec.size).astype(int)
+    planes = np.frombuffer(planes_of(encoded[COLUMN][0], codec), np.uint8).reshape(-1, codec.size).astype(int)
     if np.isin(planes[0] + 256 * planes[1:].sum(axis=0), (1, 2)).any():  # as 1 and -1 are stored
         assert list(codec.encode(back, COLUMN)[COLUMN]) == list(encoded[COLUMN])
 
@@ -152,7 +152,7 @@ def test_vectors_that_were_read_go_back_as_the_bytes_they_were_read_from(
     noise = np.random.default_rng(4).standard_normal((3, codec.size))
     vectors = np.concatenate([smooth(3, shape), unit(noise), unit(noise**5)])
     encoded = codec.encode(vectors, COLUMN)
-    assert {len(value) for value in encoded[COLUMN][3:6]} == {codec.size}  # noise is not taken for multiples
+    assert {value[0] for value in encoded[COLUMN][3:6]} == {1}  # noise is not taken for multiples
     assert list(codec.encode(codec.decode(encoded), COLUMN)[COLUMN]) == list(encoded[COLUMN])
 
 
@@ -160,8 +160,10 @@ def test_the_stored_bytes_are_those_that_the_format_states() -> None:
     codec = codec_for(DctSpec(block=1, channels=False, cosine=0.9999), (1, 2, 2))
     vector = np.array([[0.8, -0.6, 0.0, 0.0]], dtype=np.float32)
     (stored,) = codec.encode(vector, COLUMN)[COLUMN]
-    numbers = [-(byte + 1) // 2 if byte % 2 else byte // 2 for byte in stored]
-    assert len(stored) == 4 and numbers[2:] == [0, 0]
+    assert stored[0] == 1
+    low = planes_of(stored, codec)
+    numbers = [-(byte + 1) // 2 if byte % 2 else byte // 2 for byte in low]
+    assert len(low) == 4 and numbers[2:] == [0, 0]
     assert numbers[0] / -numbers[1] == pytest.approx(0.8 / 0.6, abs=0.05)
 
 
@@ -170,8 +172,7 @@ def test_smooth_local_vectors_take_an_eighth_of_float32_and_less_than_without_a_
 
     def stored(spec: DctSpec) -> float:
         values = codec_for(spec, (3, 64, 64)).encode(vectors, COLUMN)[COLUMN]
-        compressed = [pa.Codec("zstd").compress(value, asbytes=True) for value in values]
-        return sum(map(len, compressed)) / vectors.nbytes
+        return sum(map(len, values)) / vectors.nbytes
 
     spec = default_codec("x", (3, 64, 64))
     assert isinstance(spec, DctSpec) and spec.block == 8 and spec.channels
@@ -221,6 +222,16 @@ def test_what_is_no_unit_vector_of_the_shape_is_refused_by_the_columns_name(spec
     assert error.value.field == COLUMN
 
 
+def planes_of(value: bytes, codec: Codec) -> bytes:
+    """The planes of a stored value, unpacked."""
+    return pa.decompress(value[1:], value[0] * codec.size, "zstd", asbytes=True)
+
+
+def framed(planes: bytes, count: int) -> bytes:
+    """A value that says it has `count` planes."""
+    return bytes([count]) + pa.compress(planes, "zstd", asbytes=True)
+
+
 def refused(codec: Codec, values: Any) -> CatalogError:
     column = np.empty(1, dtype=object)
     column[0] = values
@@ -236,13 +247,16 @@ def test_a_row_of_another_length_is_refused(change: int) -> None:
     (stored,) = codec.encode(smooth(1, (3, 16, 24)), COLUMN)[COLUMN]
     refused(codec, stored[:change] if change < 0 else stored + bytes(change))
     refused(codec, b"")
-    refused(codec, bytes(3 * codec.size))
+    refused(codec, framed(bytes(3 * codec.size), 2))
+    refused(codec, framed(bytes(codec.size), 2))
+    refused(codec, framed(b"\x01" * codec.size, 3))
+    refused(codec, b"\x01" + bytes(codec.size))
 
 
 def test_a_row_of_zeros_an_empty_plane_and_a_missing_row_are_refused() -> None:
     codec = dct()
-    assert "zeros" in str(refused(codec, bytes(codec.size)))
-    assert "high bytes" in str(refused(codec, b"\x01" * codec.size + bytes(codec.size)))
+    assert "zeros" in str(refused(codec, framed(bytes(codec.size), 1)))
+    assert "high bytes" in str(refused(codec, framed(b"\x01" * codec.size + bytes(codec.size), 2)))
     refused(codec, None)
     refused(codec, 3.0)
 
@@ -252,7 +266,7 @@ def test_a_row_of_zeros_an_empty_plane_and_a_missing_row_are_refused() -> None:
 def test_any_bytes_of_a_right_length_give_a_unit_vector_or_are_refused(data: bytes) -> None:
     codec = codec_for(DctSpec(block=4, channels=True, cosine=0.999), (3, 8, 16))
     column = np.empty(1, dtype=object)
-    column[0] = data
+    column[0] = framed(data, len(data) // 384)
     try:
         vector = codec.decode({COLUMN: column})[0]
     except CatalogError:
