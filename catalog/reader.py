@@ -235,8 +235,9 @@ class Catalog:
         """(n, size) float32: `read` of some columns of some rows, in the order of `ids`."""
         out = np.empty((len(ids), size), dtype=np.float32)
         for path, group, rows in self._groups(table, ids):
-            part = self._read(path, group, columns).take([row for _, row in rows])
-            out[[position for position, _ in rows]] = read(part, str(self.folder / path))
+            part = self._read(path, group, columns)
+            chosen = part.slice(rows[0][1], 1) if len(rows) == 1 else part.take([row for _, row in rows])
+            out[[position for position, _ in rows]] = read(chosen, str(self.folder / path))
         return out
 
     def _row(self, table: str, key: str, columns: list[str]) -> dict[str, Any]:

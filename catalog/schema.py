@@ -14,7 +14,7 @@ import pyarrow as pa
 from catalog.codecs import Codec, CodecSpec, codec_for
 
 TABLES: tuple[str, ...] = ("directions", "images", "regions")
-ROW_GROUP = 64  # rows read together for one, at most; a footer grows with the number of row groups
+ROW_GROUP = 32  # rows read together for one, at most; footers grow with the number of row groups
 _GROUP_BYTES = 2**20  # of the vectors of a row group, about: all of them are read for one
 KEYS: dict[str, str] = {"directions": "direction_id", "images": "image_id", "regions": "region_id"}
 _STATISTICS = {
