@@ -19,7 +19,10 @@ _MARKS = frozenset("\\`*_[]|#!")
 
 @dataclass(frozen=True)
 class CardFields:
-    """What only the publisher knows. Licences are SPDX-like names or plain words; `citations` are whole entries."""
+    """What only the publisher knows. Licences are SPDX-like names or plain words; `citations` are whole entries.
+
+    `remarks`: sentences about this version: what was left out of it, and what it was published in spite of.
+    """
 
     title: str = ""
     summary: str = ""
@@ -28,6 +31,7 @@ class CardFields:
     data_licence: str = _NOT_STATED
     citations: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def _yaml(fields: Mapping[str, Any], tables: Sequence[str] = TABLES) -> str:
@@ -131,6 +135,8 @@ def pack_card(
     shapes = ", ".join(f"{s} {tuple(v.shape)} as {v.codec.kind}" for s, v in sorted(manifest.vectors.items()))
     cited = "\n".join(f"- {escape(entry)}" for entry in fields.citations) or "- none given"
     failed = len(manifest.failures)
+    remarks = "".join(f"- {escape(remark)}\n" for remark in fields.remarks)
+    about = f"## About this version\n{remarks}\n" if remarks else ""
     failures = f" {failed} images could not be mined; `manifest.json` says why." if failed else ""
     text = f"""{_front_matter(manifest, fields, title)}
 # {escape(title)}
@@ -160,7 +166,7 @@ is of the decoded edit, where it was measured.
 
 {quality_table(rows)}
 
-## Model
+{about}## Model
 {_describe(provenance.model)}
 - licence: {escape(fields.model_licence)}
 

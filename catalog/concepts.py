@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.codecs import NORM_TOLERANCE
-from catalog.fs import inside, sha256_of
+from catalog.fs import sha256_of
 from catalog.pictures import decode_png, effect_picture, encode_png
 from catalog.reader import SHORTEST_PREFIX, Catalog
 from catalog.rules import check_concept, check_id
@@ -192,7 +192,7 @@ def stored_table(catalog: Catalog) -> pa.Table | None:
     entry = catalog.manifest.concepts
     if entry is None:
         return None
-    path, known = inside(catalog.folder, entry.path), catalog.manifest.files[entry.path]
+    path, known = catalog.file(entry.path), catalog.manifest.files[entry.path]
     if not path.is_file() or path.stat().st_size != known.bytes or sha256_of(path) != known.sha256:
         raise CatalogError(str(path), "a missing or changed file", "the concepts as committed", _BUILD)
     schema = concepts_schema(catalog.layout.spaces, catalog.layout.effect_shape)

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import CatalogError
 
@@ -18,9 +20,17 @@ LOCK = ".lock"
 STAGING = ".staging"
 VERSIONS = ".versions"
 CACHE = ".cache"
-PRIVATE: tuple[str, ...] = (STAGING, VERSIONS, CACHE)  # hidden folders of the writer; no part of the catalog
+INCOMING = ".incoming"
+RUN = ".run"
+ORIGIN = ".origin"
+PROBE = ".probe"
+RECEIPTS = ".receipts"
+PRIVATE: tuple[str, ...] = (STAGING, VERSIONS, CACHE, INCOMING, RUN, PROBE, RECEIPTS)  # no part of the catalog
 _PARQUET_TAIL = 8  # bytes after the footer: its length and the magic
 FULL_DISK: frozenset[int] = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_LINKS: frozenset[int] = frozenset(
+    {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+)
 
 
 def check_relative(path: str) -> str:
@@ -30,6 +40,13 @@ def check_relative(path: str) -> str:
     if path != CARD and not (plain and len(parts) == 2 and parts[0] in FOLDERS):
         raise CatalogError("file name", repr(path)[:200], f"{CARD} or a plain name in one of {', '.join(FOLDERS)}")
     return path
+
+
+def check_part(part: str) -> str:
+    """`part` if it is the plain name of one file or folder. Raises CatalogError."""
+    if not _PART.fullmatch(part) or ".." in part:
+        raise CatalogError("name", repr(part)[:200], "letters, digits, . _ and -, beginning with no . or -")
+    return part
 
 
 def inside(root: Path, path: str) -> Path:
@@ -72,8 +89,13 @@ def flush_folder(folder: Path) -> None:
 
 def write_flushed(path: Path, data: bytes) -> None:
     """Write `data` and flush it to disk; not atomic, for files under a temporary name."""
+    write_flushed_by(path, lambda stream: stream.write(data))
+
+
+def write_flushed_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`write_flushed` for what writes itself to a stream."""
     with path.open("wb") as stream:
-        stream.write(data)
+        write(stream)
         stream.flush()
         os.fsync(stream.fileno())
 

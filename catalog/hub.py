@@ -18,6 +18,7 @@ from catalog import manifest as manifests
 from catalog.card import CardFields, pack_card
 from catalog.fs import CARD, LOCK, MANIFEST, STAGING, disk_error, flush_folder, inside, sha256_of, write_flushed
 from catalog.manifest import FileEntry, Manifest, PackInfo
+from catalog.mirror import opened
 from catalog.reader import Catalog
 from catalog.transaction import Lock
 from catalog.verify import check_content, verify
@@ -114,7 +115,7 @@ def publish(
     """
     target = parse_repository(repository, hub)
     check_version(version)
-    source = Path(catalog_folder)
+    source = opened(catalog_folder)
     _refuse_published(target, version)
     report = verify(source)
     if not report.ok:

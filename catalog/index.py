@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from catalog.fs import CACHE, inside, sha256_of
+from catalog.fs import CACHE, sha256_of
 from catalog.manifest import IndexEntry
 from catalog.places import texts
 from catalog.reader import Catalog
@@ -225,7 +225,7 @@ def _merge_lists(catalog: Catalog) -> None:
 
 def checked(catalog: Catalog, path: str) -> Path:
     """A listed file of an index, compared with its checksum. Raises CatalogError."""
-    file, known = inside(catalog.folder, path), catalog.manifest.files[path]
+    file, known = catalog.file(path), catalog.manifest.files[path]
     if not file.is_file() or file.stat().st_size != known.bytes or sha256_of(file) != known.sha256:
         raise CatalogError(str(file), "a missing or changed file", "the index as committed", REBUILD)
     return file

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from catalog.canonical import Ready, check_seal, read_json, sealed
 from catalog.codecs import CodecSpec, default_codec
 from catalog.former import upgraded
 from catalog.fs import CARD, MANIFEST, check_relative
@@ -63,11 +63,13 @@ IndexPath = Annotated[str, AfterValidator(_path), _in("index")]
 ConceptsPath = Annotated[str, AfterValidator(_path), _in("concepts")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Frozen, without unknown keys, finite numbers only."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Provenance(_Strict):
+class Provenance(Strict):
     """Where a catalog comes from. `model` and `data` hold at least a `fingerprint`; everything is JSON.
 
     `spaces` maps "x" (and "h" where the model has a bottleneck) to the shape of its vectors; `effect_shape` is the
@@ -108,7 +110,22 @@ class Provenance(_Strict):
         }
 
 
-class FileEntry(_Strict):
+class _Lasting(Strict):
+    """An entry that goes from version to version as it is, and is written out once."""
+
+    @cached_property
+    def ready(self) -> Ready:
+        """Its canonical form."""
+        return Ready(self.model_dump())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Of pydantic; the copy is written out anew."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("ready", None)
+        return copy
+
+
+class FileEntry(_Lasting):
     """One file: sha256, size in bytes; for a Parquet file its rows, and the sha256 of its footer.
 
     The footer is what says where each value lies; it is compared whenever the file is opened. Pages carry checksums of
@@ -121,7 +138,7 @@ class FileEntry(_Strict):
     footer: Digest | None = None
 
 
-class VectorSpec(_Strict):
+class VectorSpec(Strict):
     """How the vectors of a space are stored."""
 
     column: str
@@ -129,7 +146,7 @@ class VectorSpec(_Strict):
     codec: CodecSpec
 
 
-class ChunkEntry(_Strict):
+class ChunkEntry(_Lasting):
     """A chunk that is done: a digest of the ids it added, its rows per table, and the shards they lie in.
 
     A table that it adds no row to has no shard. A compacted shard holds the rows of several chunks, and a merged
@@ -162,7 +179,7 @@ class ChunkEntry(_Strict):
         return {path for paths in self.shards.values() for path in paths}
 
 
-class FailedImage(_Strict):
+class FailedImage(Strict):
     """An image that was tried and could not be mined.
 
     `repaired_as`: the image mined later from the same source, once its file was repaired. Such an entry is no failure
@@ -175,7 +192,7 @@ class FailedImage(_Strict):
     repaired_as: Id | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
-class IndexEntry(_Strict):
+class IndexEntry(Strict):
     """One search index: its type, the quantiser that all its codes share, and the codes of every shard.
 
     It belongs to a version of the catalog where `codes` covers that version's shards; see `covers`.
@@ -196,7 +213,7 @@ class IndexEntry(_Strict):
         return [*([self.quantiser] if self.quantiser is not None else []), *self.codes.values()]
 
 
-class ConceptsEntry(_Strict):
+class ConceptsEntry(Strict):
     """The concepts that were made of the directions, and of which directions."""
 
     path: ConceptsPath
@@ -204,14 +221,14 @@ class ConceptsEntry(_Strict):
     directions_fingerprint: Id
 
 
-class PackInfo(_Strict):
+class PackInfo(Strict):
     """Name and version under which a catalog was published."""
 
     repository: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,96}/[A-Za-z0-9._-]{1,96}$")]
     version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")]
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """See format.md for every key."""
 
     format: Literal["rhumb-catalog"] = "rhumb-catalog"
@@ -252,12 +269,14 @@ class Manifest(_Strict):
             odd = sorted(named ^ set(self.files))[0]
             raise ValueError(f"files and their owners (chunks, indexes, concepts, pictures) disagree about {odd}")
         for table in TABLES:
-            for path in self.shards(table):
+            shards = self.shards(table)
+            for path in shards:
                 if (self.files[path].rows or 0) * ID_BYTES > self.files[path].bytes:
                     raise ValueError(f"{path}: {self.files[path].rows} rows, whose ids alone take more than its bytes")
             told = sum(chunk.rows.get(table, 0) for chunk in self.chunks.values())  # type: ignore[call-overload]
-            if begun and told != self.rows(table):
-                raise ValueError(f"{told} rows of {table} in the chunks, {self.rows(table)} in their files")
+            held = sum(self.files[path].rows or 0 for path in shards)
+            if begun and told != held:
+                raise ValueError(f"{told} rows of {table} in the chunks, {held} in their files")
         return self
 
     @property
@@ -312,33 +331,17 @@ def fresh(provenance: Provenance, codecs: Mapping[str, CodecSpec] | None = None)
     )
 
 
-def _canonical(value: dict[str, Any]) -> bytes:
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
-
-
 def dump(manifest: Manifest) -> bytes:
     """The manifest as the bytes of its file."""
-    value = manifest.model_dump()  # not mode="json", which would turn NaN into null
-    bare = _canonical(value)
-    return _with_checksum(bare, hashlib.sha256(bare).hexdigest())
-
-
-def _with_checksum(bare: bytes, checksum: str) -> bytes:
-    """A canonical manifest with its checksum, which is the first key of all, without serialising it again."""
-    return b'{\n "checksum": ' + json.dumps(checksum).encode() + b"," + bare[1:]
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+    value = manifest.model_dump(exclude={"files", "chunks"})  # not mode="json", which would turn NaN into null
+    value["files"] = {path: entry.ready for path, entry in manifest.files.items()}
+    value["chunks"] = {name: entry.ready for name, entry in manifest.chunks.items()}
+    return sealed(value)
 
 
 def parse(data: bytes, name: str = MANIFEST) -> Manifest:
     """The manifest in `data`. Raises CatalogError naming `name` and the first key that is wrong."""
-    try:
-        value = json.loads(data.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise CatalogError(name, f"no readable JSON ({str(error)[:120]})", "a catalog manifest") from error
+    value = read_json(data, name)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise CatalogError(name, "a file of another kind", f'a manifest with format "{FORMAT}"')
     version = value.get("format_version")
@@ -346,15 +349,7 @@ def parse(data: bytes, name: str = MANIFEST) -> Manifest:
         found = repr(version)[:60]
         raise CatalogError(f"{name}: format_version", found, " or ".join(READABLE), "Use the release that wrote it")
     _check_features(name, value.get("required_features"), KNOWN_FEATURES, "required_features", "read")
-    checksum = value.pop("checksum", None)
-    try:
-        bare = _canonical(value)
-    except (ValueError, RecursionError) as error:
-        raise CatalogError(name, f"no canonical JSON ({str(error)[:120]})", "the form of format.md") from error
-    if checksum != hashlib.sha256(bare).hexdigest():
-        raise CatalogError(f"{name}: checksum", "a manifest changed after it was written", "the bytes as committed")
-    if _with_checksum(bare, str(checksum)) != data:
-        raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")
+    check_seal(value, data, name)
     manifest = validated(upgraded(value) if version == "1" else value, name)
     if version == FORMAT_VERSION and dump(manifest) != data:  # values that validation had to convert
         raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")

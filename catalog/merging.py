@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalog.fs import inside
 from catalog.manifest import ChunkEntry, FailedImage, Provenance
 from catalog.places import texts
 from catalog.reader import Catalog
@@ -174,7 +173,7 @@ def _copied(transaction: Transaction, source: Catalog) -> dict[str, ChunkEntry]:
     moved = {}
     for table in TABLES:
         for path in source.manifest.shards(table):
-            entry, origin = source.manifest.files[path], inside(source.folder, path)
+            entry, origin = source.manifest.files[path], source.file(path)
             name = f"{table}/{{digest}}.parquet"
             final, _ = transaction.stage(name, lambda out, origin=origin: out.write(origin.read_bytes()), entry.rows)  # type: ignore[misc]
             if transaction.entries[final].sha256 != entry.sha256:

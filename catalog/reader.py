@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catalog import manifest as manifests
-from catalog.fs import inside
 from catalog.manifest import Manifest
+from catalog.mirror import opened, present
 from catalog.pictures import decode_png
 from catalog.places import Places, packed_ids
 from catalog.records import DirectionRecord
@@ -49,7 +50,8 @@ class Catalog:
     @classmethod
     def open(cls, folder: str | Path) -> Catalog:
         """Raises NotFoundError (no catalog there) or CatalogError (manifest damaged or of an unknown format)."""
-        return cls(Path(folder), manifests.load(Path(folder)))
+        root = opened(folder)
+        return cls(root, manifests.load(root))
 
     def chunk(self, chunk_id: str) -> Catalog:
         """The shards of one committed chunk as a catalog: looking into it reads no others. Raises NotFoundError.
@@ -62,6 +64,12 @@ class Catalog:
         other = {path for table in TABLES for path in self.manifest.shards(table)} - chunks[chunk_id].paths
         files = {path: entry for path, entry in self.manifest.files.items() if path not in other}
         return Catalog(self.folder, self.manifest.model_copy(update={"chunks": chunks, "files": files}))
+
+    def file(self, path: str) -> Path:
+        """Where a listed file is, which is fetched first if the catalog is in a distant store. Not compared with
+        its checksum. Raises CatalogError, StoreError.
+        """
+        return present(self.folder, path, self.manifest.files[path])
 
     def close(self) -> None:
         """Close the shards that are held open."""
@@ -180,7 +188,7 @@ class Catalog:
         file = self._files.pop(path, None)
         if file is None:
             schema = self._schemas[path.split("/")[0]]
-            file = open_shard(inside(self.folder, path), self.manifest.files[path], schema)
+            file = open_shard(self.file(path), self.manifest.files[path], schema)
         self._files[path] = file
         if len(self._files) > _OPEN_FILES:
             self._files.popitem(last=False)[1].close()
@@ -234,7 +242,11 @@ class Catalog:
     def _batch(self, table: str, columns: Sequence[str], ids: Sequence[str], size: int, read: _Decode) -> np.ndarray:
         """(n, size) float32: `read` of some columns of some rows, in the order of `ids`."""
         out = np.empty((len(ids), size), dtype=np.float32)
-        for path, group, rows in self._groups(table, ids):
+        groups = list(self._groups(table, ids))
+        if len(groups) > 1:
+            for path, parts in groupby(groups, key=lambda found: found[0]):
+                self._file(path).expect([group for _, group, _ in parts], columns)
+        for path, group, rows in groups:
             part = self._read(path, group, columns)
             chosen = part.slice(rows[0][1], 1) if len(rows) == 1 else part.take([row for _, row in rows])
             out[[position for position, _ in rows]] = read(chosen, str(self.folder / path))
@@ -326,7 +338,7 @@ class Catalog:
         if name not in self.manifest.pictures:
             names = ", ".join(sorted(self.manifest.pictures)[:8]) or "none"
             raise NotFoundError("picture", name, f"one of {names}")
-        path = inside(self.folder, self.manifest.pictures[name])
+        path = self.file(self.manifest.pictures[name])
         entry = self.manifest.files[self.manifest.pictures[name]]
         try:
             data = path.read_bytes() if path.stat().st_size == entry.bytes else b""

@@ -18,6 +18,9 @@ from catalog import manifest as manifests
 from catalog.fs import (
     LOCK,
     MANIFEST,
+    NO_LINKS,
+    ORIGIN,
+    PRIVATE,
     STAGING,
     VERSIONS,
     check_relative,
@@ -26,14 +29,15 @@ from catalog.fs import (
     inside,
     sha256_of,
     write_flushed,
+    write_flushed_by,
 )
 from catalog.manifest import FileEntry, Manifest
-from pipeline.errors import CatalogError, ConflictError
+from catalog.store import Store
+from pipeline.errors import BusyError, CatalogError, ConflictError
 
 _INTENT = "intent.json"
 _OWNER = "owner"
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
-_KEPT = 8  # claims of former versions; a writer that stands further back is told by the version it reads
+KEPT = 8  # claims of former versions; a writer that stands further back is told by the version it reads
 
 
 class _Held:
@@ -65,7 +69,7 @@ class Lock(_Held):
         except BlockingIOError:
             holder = os.read(self._descriptor, 32).decode(errors="replace").strip()
             os.close(self._descriptor)
-            raise ConflictError(
+            raise BusyError(
                 str(folder), f"another writer (process {holder or 'unknown'})", "one writer at a time",
                 "Wait for it to end, then run the same command again",
             ) from None  # fmt: skip
@@ -73,11 +77,17 @@ class Lock(_Held):
         os.write(self._descriptor, f"{os.getpid()}\n".encode())
 
 
+def entry_of(path: Path, rows: int | None) -> FileEntry:
+    """What a manifest says of a file; `rows` None for one that is no table."""
+    footer = footer_sha256(path) if rows is not None else None
+    return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size, rows=rows, footer=footer)
+
+
 def unborn(root: Path) -> bool:
     """Whether `root` holds nothing but what an interrupted first commit may have left."""
     if (root / MANIFEST).exists():
         return False
-    own = {LOCK, STAGING, VERSIONS}
+    own = {LOCK, ORIGIN, *PRIVATE}
     for folder in _stagings(root):
         own |= {name.split("/")[0] for name in _Intent.read(folder).names}
     return all(entry.name in own for entry in root.iterdir())
@@ -191,7 +201,7 @@ def _finished(root: Path, intent: _Intent, staging: Path, current: Manifest | No
     try:  # nothing is flushed: until the staging folder is gone, this would be done again
         os.link(claim, draft)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         draft.write_bytes(claim.read_bytes())
     draft.replace(root / MANIFEST)
@@ -223,7 +233,7 @@ def _drop_claims(root: Path, current: Manifest | None) -> None:
     now = current.version if current is not None else 0
     for claim in (root / VERSIONS).glob("*.json"):
         number = int(claim.stem) if claim.stem.isdecimal() else -1
-        if not now - _KEPT < number <= now and claim.is_file():
+        if not now - KEPT < number <= now and claim.is_file():
             claim.unlink()
 
 
@@ -246,16 +256,17 @@ class Transaction:
         Returns its final name and where it is staged.
         """
         temporary = self._folder / f"{len(self._staged)}.tmp"
-        with temporary.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        digest = sha256_of(temporary)
-        final = check_relative(name.format(digest=digest[:16]))
-        footer = footer_sha256(temporary) if rows is not None else None
-        self._staged[final] = temporary
-        self.entries[final] = FileEntry(sha256=digest, bytes=temporary.stat().st_size, rows=rows, footer=footer)
+        write_flushed_by(temporary, write)
+        entry = entry_of(temporary, rows)
+        final = check_relative(name.format(digest=entry.sha256[:16]))
+        self._staged[final], self.entries[final] = temporary, entry
         return final, temporary
+
+    def take(self, name: str, entry: FileEntry, store: Store, place: str) -> None:
+        """Stage a file of a store, which was checked to be what `entry` says; it stays there until it is deleted."""
+        temporary = self._folder / f"{len(self._staged)}.tmp"
+        store.lend(place, temporary)
+        self._staged[check_relative(name)], self.entries[name] = temporary, entry
 
     def commit(self, new: Manifest, old: Manifest | None, obsolete: Iterable[str] = ()) -> None:
         """Put the staged files in place, claim the version, and replace the manifest.
@@ -270,7 +281,7 @@ class Transaction:
             if name not in listed and inside(self.root, name).exists():
                 raise ConflictError(str(self.root / name), "a file the catalog does not know", "no such file")
         if manifest_sha256(self.root) != self.previous:
-            raise _overtaken(self.root, new.version)
+            raise overtaken(str(self.root), new.version)
         intent = _Intent(new.version, tuple(sorted([*names, *gone])))
         intent.write(self._folder)
         for name in names:
@@ -313,9 +324,9 @@ class Transaction:
         try:
             os.link(manifest, _claim(self.root, version))
         except FileExistsError as error:
-            raise _overtaken(self.root, version) from error
+            raise overtaken(str(self.root), version) from error
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in NO_LINKS:
                 raise
             _create(_claim(self.root, version), manifest.read_bytes())
         flush_folder(folder)
@@ -329,11 +340,12 @@ def _create(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except FileExistsError as error:
-        raise _overtaken(path.parent.parent, path.stem) from error
+        raise overtaken(str(path.parent.parent), path.stem) from error
 
 
-def _overtaken(root: Path, version: object) -> ConflictError:
+def overtaken(place: str, version: object) -> ConflictError:
+    """The error of a writer whose version another has committed."""
     return ConflictError(
-        str(root), f"version {version}, which another writer committed", "the version this one began from",
+        place, f"version {version}, which another writer committed", "the version this one began from",
         "Run the same command again: it goes on from there, and nothing that was committed is lost",
     )  # fmt: skip

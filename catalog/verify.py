@@ -19,10 +19,12 @@ from catalog.concepts import concept_problems
 from catalog.fs import LOCK, MANIFEST, PRIVATE, footer_sha256, inside, sha256_of
 from catalog.index import DirectionIndex, check_codes
 from catalog.manifest import FileEntry, Manifest
+from catalog.mirror import opened, present, store_of
 from catalog.reader import Catalog
 from catalog.rules import Frame, check_direction, check_id, check_image, check_region, stored_picture
 from catalog.schema import KEYS, TABLES, light_columns, table_schema
 from catalog.shards import Shard, open_shard
+from catalog.store import LocalStore
 from catalog.tables import decoded, effects_of, values_of
 from pipeline.errors import CatalogError, NotFoundError, RhumbError
 
@@ -64,19 +66,19 @@ def verify(folder: str | Path) -> VerifyReport:
     Damage is reported, not raised; only a folder that is no catalog at all raises NotFoundError. Reads every file
     twice. Files that are damaged are not read further, so one flipped byte gives one problem.
     """
-    root = Path(folder)
+    root = opened(folder)
     try:
         manifest = manifests.load(root)
     except NotFoundError:
         raise
     except DAMAGE as error:
-        return VerifyReport(str(root), 0, 0, 0, {}, (Problem(MANIFEST, _told(error)),))
+        return VerifyReport(str(folder), 0, 0, 0, {}, (Problem(MANIFEST, _told(error)),))
     problems = list(_check_files(root, manifest))
     if not problems:
         problems += check_content(root, manifest)
     rows = {table: manifest.rows(table) for table in TABLES}
     size = sum(entry.bytes for entry in manifest.files.values())
-    return VerifyReport(str(root), manifest.version, len(manifest.files), size, rows, tuple(problems))
+    return VerifyReport(str(folder), manifest.version, len(manifest.files), size, rows, tuple(problems))
 
 
 def check_content(root: Path, manifest: Manifest) -> list[Problem]:
@@ -89,17 +91,23 @@ def check_content(root: Path, manifest: Manifest) -> list[Problem]:
 def _check_files(root: Path, manifest: Manifest) -> Iterator[Problem]:
     for name, entry in sorted(manifest.files.items()):
         try:
-            wrong = _wrong_with(inside(root, name), entry)
+            wrong = _wrong_with(present(root, name, entry, anew=True), entry)
         except DAMAGE as error:
             wrong = _told(error)
         if wrong is not None:
             yield Problem(name, wrong)
+    store = store_of(root)
+    for name in _names_in(root) if isinstance(store, LocalStore) else store.list():
+        if name not in manifest.files and name not in (MANIFEST, LOCK) and name.split("/")[0] not in PRIVATE:
+            yield Problem(name, "not listed in the manifest")
+
+
+def _names_in(root: Path) -> Iterator[str]:
+    """All files of a folder, and links, but for those of its private folders."""
     for base, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not (Path(base) == root and f in PRIVATE))
         for name in sorted(names + [f for f in folders if (Path(base) / f).is_symlink()]):
-            relative = (Path(base) / name).relative_to(root).as_posix()
-            if relative not in manifest.files and relative not in (MANIFEST, LOCK):
-                yield Problem(relative, "not listed in the manifest")
+            yield (Path(base) / name).relative_to(root).as_posix()
 
 
 def _wrong_with(path: Path, entry: FileEntry) -> str | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -12,18 +11,32 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from catalog import manifest as manifests
+from catalog.adoption import Adopted, Intake
 from catalog.card import catalog_card
+from catalog.chunks import (
+    Masks,
+    checked_tables,
+    digest_of,
+    failed_after,
+    failures_of,
+    masks_of,
+    read_back,
+    sources_of,
+)
 from catalog.codecs import CodecSpec
+from catalog.deposits import Deposit, damaged, discard
 from catalog.fs import CARD, MANIFEST, disk_error
-from catalog.manifest import ChunkEntry, ConceptsEntry, FailedImage, IndexEntry, Manifest, Provenance
+from catalog.kept import keep_receipts, known_rows
+from catalog.manifest import ChunkEntry, ConceptsEntry, IndexEntry, Manifest, Provenance
+from catalog.mirror import opened, recovered, refreshed, start_transaction, store_of
 from catalog.places import Known
-from catalog.reader import Catalog
-from catalog.records import Chunk, DirectionRecord, content_id
+from catalog.records import Chunk
 from catalog.schema import KEYS, TABLES, Layout, parquet_settings
-from catalog.shards import LONGEST_LIST, open_shard, write_shard
-from catalog.tables import check_id, check_name, to_tables
-from catalog.transaction import Lock, Transaction, recover, unborn
-from pipeline.errors import CatalogError, ConflictError, InputError
+from catalog.shards import LONGEST_LIST, write_shard
+from catalog.store import Store, StoreError
+from catalog.tables import check_name
+from catalog.transaction import Lock, Transaction, unborn
+from pipeline.errors import ConflictError, InputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 Stored = tuple[bytes, int | None]
@@ -37,7 +50,8 @@ class CatalogWriter:
         self.folder, self.manifest = folder, current
         self._lock = lock
         self._ids: dict[str, Known] | None = None
-        self._masks: dict[tuple[str, str], str] = {}
+        self._settled = True
+        self._masks: Masks = {}
 
     @classmethod
     def create(
@@ -50,7 +64,7 @@ class CatalogWriter:
 
         Raises ConflictError, with nothing written: the folder holds something else, or another writer is at work.
         """
-        root = Path(folder)
+        root = refreshed(folder)
         try:
             new = manifests.fresh(provenance, codecs)
             manifests.parse(manifests.dump(new))
@@ -62,7 +76,7 @@ class CatalogWriter:
             lock = Lock(root)
         writer = cls(root, lock, new)
         with writer._closing_on_error():
-            standing = recover(root)
+            standing = recovered(root)
             if standing is None:
                 cls._refuse_foreign(root, provenance)
                 writer._begin(new)
@@ -75,11 +89,11 @@ class CatalogWriter:
     @classmethod
     def open(cls, folder: str | Path) -> CatalogWriter:
         """Continue an existing catalog. Raises NotFoundError, CatalogError, ConflictError (another writer)."""
-        root = Path(folder)
+        root = opened(folder)
         current = manifests.load(root)
         writer = cls(root, Lock(root), current)
         with writer._closing_on_error():
-            writer.manifest = recover(root) or current
+            writer.manifest = recovered(root) or current
             manifests.check_writable(writer.manifest, str(root / MANIFEST))
         return writer
 
@@ -101,7 +115,7 @@ class CatalogWriter:
         for part in one:
             if one[part] != two[part]:
                 raise ConflictError(
-                    f"{root}: {part}", f"a catalog of {one[part]}", f"one of {two[part]}",
+                    f"{store_of(root).place}: {part}", f"a catalog of {one[part]}", f"one of {two[part]}",
                     "Choose another --out for this recipe; nothing was written",
                 )  # fmt: skip
 
@@ -111,6 +125,11 @@ class CatalogWriter:
             self.finish(transaction, None, {"files": dict(transaction.entries)})
 
     # -- what is done ----------------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """Where the catalog lies, and where workers leave their deposits."""
+        return store_of(self.folder)
 
     @property
     def done_chunks(self) -> frozenset[str]:
@@ -141,21 +160,56 @@ class CatalogWriter:
         Raises CatalogError naming the record that breaks a rule of format.md (nothing is written), or for a full
         disk (the former version stands); ConflictError for a chunk id that stands for other content.
         """
-        digest = _digest(chunk)
+        self._settle()
+        digest = digest_of(chunk)
         if chunk.chunk_id in self.manifest.chunks:
             if self.manifest.chunks[chunk.chunk_id].digest != digest:
                 raise ConflictError(f"chunk {chunk.chunk_id}", "a commit of other ids", "the same content or a new id")
             return
-        tables = self._checked_tables(chunk)
+        known, model = self.known(), self.manifest.provenance.model["fingerprint"]
+        tables = checked_tables(chunk, known, self._masks, model, self.manifest.layout)
         with self.transaction() as transaction:
             rows = {table: tables[table].num_rows for table in TABLES}
             layout = self.manifest.layout
             shards = {t: (stage_table(transaction, t, tables[t], layout),) for t in TABLES if rows[t]}
             entry = ChunkEntry.model_validate({"digest": digest, "rows": rows, "shards": shards})
             chunks = {**self.manifest.chunks, chunk.chunk_id: entry}
-            failed = _failed(self.manifest.failed_images, chunk)
+            failed = failed_after(self.manifest.failed_images, sources_of(chunk), failures_of(chunk), known["images"])
             self.finish(transaction, self.manifest, {"chunks": chunks, "failed_images": failed})
-        self._remember(tables)
+        ids = {table: tables[table].column(KEYS[table]).to_pylist() for table in TABLES}
+        self._remember(ids, masks_of(tables["regions"]))
+
+    def adopt(self, deposits: Sequence[Deposit], store: Store | None = None) -> Adopted:
+        """Take in what workers have left in the catalog's store: all that can be, in one commit, files as they are.
+
+        A deposit that repeats something that is there, or that is damaged, is dropped; all of them are then removed
+        from the store. Until then a kill loses nothing: what was taken in is dropped when it is offered again.
+        Cost: reads shards that lie in a folder once, to compare them with their receipts.
+
+        Raises as `commit` does; StoreError before anything is taken in.
+        """
+        self._settle()
+        store = store if store is not None else self.store
+        intake, wrong = Intake(self.manifest, self.known()), damaged(deposits, store)
+        dropped, adopted = dict[str, str](), list[Deposit]()
+        with self.transaction() as transaction:
+            for deposit in deposits:
+                reason = intake.clash(deposit) or wrong.get(deposit.work_id)
+                if reason is not None:
+                    dropped[deposit.work_id] = reason
+                    continue
+                for path, entry in deposit.files.items():
+                    transaction.take(path, entry, store, deposit.place(path))
+                intake.take(deposit)
+                adopted.append(deposit)
+            if adopted:
+                keep_receipts(store, adopted)
+                changes = {"chunks": intake.chunks, "failed_images": intake.failed}
+                self.finish(transaction, self.manifest, changes)
+        self._remember(intake.ids, intake.masks)
+        with suppress(StoreError):  # what stays is dropped when it is offered again
+            discard(store, *deposits)
+        return Adopted(tuple(adopted), dropped)
 
     def add_picture(self, name: str, data: bytes) -> str:
         """Store a PNG under `name`, replacing an older one of that name; returns its path within the catalog."""
@@ -215,21 +269,32 @@ class CatalogWriter:
         transaction.commit(new, old, gone)
         self.manifest = new
 
+    def _settle(self) -> None:
+        """Ask which manifest stands, where a commit failed and its store could not be asked."""
+        if not self._settled:
+            self.manifest, self._settled = manifests.load(refreshed(self.folder)), True
+            self._ids = None
+
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """A transaction that leaves the standing version and no leftovers if anything at all goes wrong."""
         if self._lock.freed:
             raise ConflictError(str(self.folder), "a writer that was closed", "an open one", "Open it again")
         started: Transaction | None = None
+        before = self.manifest.version
         try:
+            self._settle()
             with _clear_disk_errors(self.folder):
-                started = Transaction(self.folder)
+                started = start_transaction(self.folder, self.manifest)
                 yield started
                 started.close()
         except BaseException:
-            if started is not None:
-                self.manifest = started.abandon() or self.manifest
-            self._ids = None
+            self._settled = False
+            with suppress(StoreError):  # asked again before the next commit
+                self.manifest = (started.abandon() if started is not None else None) or self.manifest
+                self._settled = True
+            if not self._settled or self.manifest.version != before:
+                self._ids = None
             raise
 
     # -- checks across records -------------------------------------------------------------------------------------
@@ -237,49 +302,18 @@ class CatalogWriter:
     def known(self) -> dict[str, Known]:
         """Ids in the catalog per table, and the masks by (image, region); read once."""
         if self._ids is None:
-            with Catalog(self.folder, self.manifest) as catalog:
-                self._masks = _masks(catalog.regions())
-                self._ids = {table: Known(catalog.ids(table)) for table in TABLES}
+            self._ids, self._masks = known_rows(self.folder, self.manifest)
         return self._ids
 
     def forget(self) -> None:
         """Read the ids again when they are needed next: rows were added beside `commit`."""
         self._ids = None
 
-    def _remember(self, tables: Mapping[str, pa.Table]) -> None:
+    def _remember(self, ids: Mapping[str, Iterable[str]], masks: Masks) -> None:
         if self._ids is not None:
-            self._masks |= _masks(tables["regions"])
+            self._masks |= masks
             for table in TABLES:
-                self._ids[table].add(tables[table].column(KEYS[table]).to_pylist())
-
-    def _checked_tables(self, chunk: Chunk) -> dict[str, pa.Table]:
-        known = self.known()
-        mined = [record for record in chunk.images if record.failure is None]
-        for record in chunk.images:
-            check_id(record.image_id, "image_id")
-        masks = ChainMap({}, self._masks)
-        for region in chunk.regions:
-            if masks.setdefault((region.image_id, region.region), region.region_id) != region.region_id:
-                raise CatalogError(f"region {region.region_id}", "a second mask", f"one {region.region} per image")
-        images = known["images"].with_those({record.image_id for record in mined})
-        for region in chunk.regions:
-            _must_be_in(region.image_id, images, f"region {region.region_id}: image_id", "the id of a mined image")
-        everything = known["directions"].with_those({d.direction_id for d in chunk.directions})
-        paired: list[tuple[DirectionRecord, str | None]] = []
-        for d in chunk.directions:
-            at = f"direction {d.direction_id}"
-            _must_be_in(d.image_id, images, f"{at}: image_id", "the id of a mined image")
-            for parent in d.parents:
-                _must_be_in(parent, everything, f"{at}: parents", "ids of catalogued directions")
-            region_id = masks.get((d.image_id, d.region))
-            if region_id is None and d.kind != "joint":
-                raise CatalogError(f"{at}: region", d.region, "a region of its image with a mask in the catalog")
-            paired.append((d, region_id))
-        model = self.manifest.provenance.model["fingerprint"]
-        tables = to_tables(paired, mined, list(chunk.regions), model, self.manifest.layout)
-        for table in TABLES:
-            _must_be_new(tables[table].column(KEYS[table]).to_pylist(), known[table], KEYS[table])
-        return tables
+                self._ids[table].add(ids[table])
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -315,50 +349,6 @@ def _clear_disk_errors(root: Path) -> Iterator[None]:
         raise clear from error
 
 
-def _digest(chunk: Chunk) -> str:
-    images = sorted([record.image_id, record.failure is None] for record in chunk.images)
-    regions = sorted(record.region_id for record in chunk.regions)
-    return content_id(images, regions, sorted(record.direction_id for record in chunk.directions))
-
-
-def _failed(former: Mapping[str, FailedImage], chunk: Chunk) -> dict[str, FailedImage]:
-    """The failed images after a chunk: those it mined are gone, those it mined under another id are repaired."""
-    mined = {record.source: record.image_id for record in chunk.images if record.failure is None}
-    failed = {
-        image: entry.model_copy(update={"repaired_as": mined.get(entry.source, entry.repaired_as)})
-        for image, entry in former.items()
-        if image not in mined.values()
-    }
-    for record in chunk.images:
-        if record.failure is not None:
-            repaired = former[record.image_id].repaired_as if record.image_id in former else None
-            failed[record.image_id] = FailedImage(
-                source=record.source, reason=record.failure or "no reason given", chunk=chunk.chunk_id,
-                repaired_as=repaired,
-            )  # fmt: skip
-    return failed
-
-
-def _masks(regions: pa.Table) -> dict[tuple[str, str], str]:
-    """The region id of each (image id, region)."""
-    names = ("image_id", "region", "region_id")
-    images, regions_, keys = (regions.column(name).to_pylist() for name in names)
-    return dict(zip(zip(images, regions_, strict=True), keys, strict=True))
-
-
-def _must_be_in(value: str, known: Known, field: str, expected: str) -> None:
-    if value not in known:
-        raise CatalogError(field, value, expected)
-
-
-def _must_be_new(ids: list[str], known: Known, field: str) -> None:
-    seen: set[str] = set()
-    for value in ids:
-        if value in seen or value in known:
-            raise CatalogError(field, f"{value} twice", "ids that are unique in the catalog")
-        seen.add(value)
-
-
 def _bytes_writer(data: bytes) -> Callable[[BinaryIO], object]:
     return lambda stream: stream.write(data)
 
@@ -374,8 +364,5 @@ def stage_read_back(
 ) -> str:
     """Stage a Parquet file and read it back; its path. `longest`: items of a list, on average. Raises CatalogError."""
     path, staged = transaction.stage(name, lambda stream: write_shard(rows, stream, settings), rows.num_rows)
-    with open_shard(staged, transaction.entries[path], rows.schema, longest) as shard:
-        read = shard.read()
-    if not read.equals(rows):
-        raise CatalogError(path, "other rows than were written", "the rows as written", "Check the disk, and try again")
+    read_back(staged, transaction.entries[path], rows, path, longest)
     return path

@@ -15,6 +15,8 @@ from typing import Any
 
 from catalog.fs import disk_error
 from flows.console import complain
+from flows.orchestration import arguments as orchestration
+from flows.run_arguments import RUN
 from pipeline.errors import RhumbError
 
 Spec = tuple[str, dict[str, Any]]
@@ -25,6 +27,7 @@ KINDS = ("singular", "local", "joint", "individual")
 MODULES = {
     "catalog": "flows.catalog_commands",
     **dict.fromkeys(("similar", "homogeneity", "concepts"), "flows.lookup_commands"),
+    **dict.fromkeys(orchestration.COMMANDS, "flows.orchestration_commands"),
 }
 """Where the function of a command lies, if not in `flows.commands`."""
 ENVIRONMENT = {
@@ -82,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for group in (_add_mining, _add_lookup, _add_edits, _add_packs, _add_checks, _add_training):
         group(add)
+    orchestration.add_orchestration(add, RECIPE)
     _add_catalog(commands)
     return parser
 
@@ -157,13 +161,9 @@ def _add_mining(add: Add) -> None:
         "mine the directions of every image of a recipe into a catalog; run again to resume",
         RECIPE,
         _out("CATALOG", "catalog folder, new or from the same recipe"),
-        (
-            "--workers",
-            {"type": int, "default": None, "help": "processes (default: one per core that free memory has room for; "
-             "one on a GPU)"},
-        ),
-        ("--prefect", {"action": "store_true", "help": "run as a Prefect flow (embedded server, or PREFECT_API_URL)"}),
-    )  # fmt: skip
+        *RUN,
+        ("--log", {"type": Path, "default": None, "metavar": "FILE", "help": "append events to it, as lines of JSON"}),
+    )
     add(
         "index",
         "build the search indexes of a catalog, or add to them what is new",
@@ -291,6 +291,10 @@ def _add_packs(add: Add) -> None:
         REPO,
         VERSION,
         ("--licence", {"default": None, "help": "licence of the pack (default: as the data set says)"}),
+        (
+            "--override",
+            {"action": "store_true", "help": "publish although the quality is worse than the version before's"},
+        ),
     )
     add(
         "pull",

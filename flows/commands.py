@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog import hub
-from catalog.card import CardFields
 from catalog.index import build_indexes
 from catalog.reader import Catalog
 from catalog.verify import verify as verify_catalog
 from flows.console import answer, plain, say, stage, table
 from flows.model_choice import ModelChoice
 from flows.named_recipes import open_recipe
+from flows.run_arguments import run_settings
+from flows.watching.events import log_to
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,9 +49,19 @@ def plan(arguments: Namespace) -> int:
 
 def mine(arguments: Namespace) -> int:
     """`rhumb mine RECIPE --out CATALOG`."""
-    from flows.running import run_mining
+    from flows.run_settings import TASKS
 
-    report = run_mining(open_recipe(arguments.recipe), arguments.out, arguments.prefect, arguments.workers)
+    settings = run_settings(arguments)
+    recipe = open_recipe(arguments.recipe)
+    with log_to(arguments.log):
+        if settings.runner in TASKS:
+            from flows.orchestration.jobs import mine_here  # starting Prefect takes seconds: only when asked for
+
+            report = mine_here(recipe, arguments.out, settings)
+        else:
+            from flows.running import run_mining
+
+            report = run_mining(recipe, arguments.out, settings)
     if (report.images or report.already_done) and not _indexed(arguments.out):
         build_indexes(arguments.out)
     answer(plain(report), arguments.json, lambda: _print_mining(report))
@@ -143,40 +154,22 @@ def _shift(shift: tuple[float, float] | None) -> str:
 
 def publish(arguments: Namespace) -> None:
     """`rhumb publish CATALOG REPO --version X.Y.Z`."""
-    done = hub.publish(
-        arguments.catalog, arguments.repo, arguments.version, card=card_fields(arguments.catalog, arguments.licence)
-    )
-    answer(
-        plain(done),
-        arguments.json,
-        lambda: say(f"published {done.repository} {done.version} ({done.bytes / 1e6:.1f} MB) -> {done.folder}"),
-    )
+    from flows.publishing import publish_catalog
 
+    done = publish_catalog(
+        arguments.catalog, arguments.repo, arguments.version, arguments.licence, override=arguments.override
+    )
+    pack = done.published
 
-def card_fields(catalog: Path, licence: str | None) -> CardFields:
-    """What the dataset card says about licences and sources."""
-    with Catalog.open(catalog) as opened:
-        provenance = opened.manifest.provenance
-    builtin_data = provenance.recipe["dataset"]["kind"] == "builtin"
-    builtin_model = provenance.model["reference"] == "builtin"
-    own = "apache-2.0"
-    fields = {
-        "title": str(provenance.recipe["name"]),
-        "summary": "Local editing directions of a diffusion model, mined by Rhumb.",
-        "citations": (
-            "Chen et al., Exploring Low-Dimensional Subspaces in Diffusion Models for Controllable Image Editing, "
-            "NeurIPS 2024 (arXiv:2409.02374)",
-            "Kouzelis et al., Enabling Local Editing in Diffusion Models by Joint and Individual Component Analysis, "
-            "BMVC 2024 (arXiv:2408.16845)",
-        ),
-    }
-    if builtin_model:
-        fields["model_licence"] = own
-    if builtin_data:
-        fields["data_licence"] = own
-    if licence or (builtin_data and builtin_model):
-        fields["licence"] = licence or own
-    return CardFields(**fields)  # type: ignore[arg-type]
+    def text() -> None:
+        for reason, count in done.rejected.items():
+            say(f"left out: {count} directions, {reason}")
+        for figure in done.overridden:
+            say(f"published although worse: {figure}")
+        say(f"published {pack.repository} {pack.version} ({pack.bytes / 1e6:.1f} MB) -> {pack.folder}")
+
+    told = {"rejected": done.rejected, "overridden": done.overridden}
+    answer(plain(pack) | plain(told), arguments.json, text)
 
 
 def pull(arguments: Namespace) -> None:
@@ -214,6 +207,10 @@ def status(arguments: Namespace) -> None:
     def text() -> None:
         for name in ("name", "model", "version", "images", "directions", "failed", "indexes", "pack"):
             say(f"{name}: {summary[name]}")
+        for sentence in summary["left_out"]:
+            say(f"packs: {sentence}")
+        for name, words in (summary["run"] or {"says": {}})["says"].items():
+            say(f"last run: {words}" if name == "run" else f"  {name}: {words}")
         header = ("region", "space", "kind", "directions", "median gain", "median leakage / gain", "median ROIR")
         table("directions", header, [tuple(row.values()) for row in summary["table"]])
         for source, reason in summary["failures"].items():
@@ -234,7 +231,7 @@ def report(arguments: Namespace) -> None:
 
 def inspect(arguments: Namespace) -> None:
     """`rhumb inspect MODEL`."""
-    from flows.mining import open_model
+    from flows.opening import open_model
 
     denoiser = open_model(
         ModelChoice.model_construct(

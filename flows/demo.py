@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from catalog import hub
-from catalog import manifest as manifests
 from catalog.index import build_indexes
 from catalog.verify import verify
-from flows.commands import card_fields
 from flows.console import stage
-from flows.mining import model_place
+from flows.opening import model_place
 from flows.paths import builtin_recipe
+from flows.publishing import is_published, publish_catalog
 from flows.recipe import load_recipe
 from flows.report.assemble import write_report
 from flows.running import run_mining
@@ -78,14 +77,13 @@ def _publish_once(out: Path) -> None:
     """Publish the catalog; a demo that is run again finds its own version there and keeps it if it is the same."""
     repository = str(out / "hub" / REPOSITORY)
     if VERSION in hub.list_versions(repository):
-        published = manifests.load(hub.find_snapshot(repository, VERSION))
-        if published.directions_fingerprint != manifests.load(out / "catalog").directions_fingerprint:
+        if not is_published(out / "catalog", repository, VERSION):
             raise ConflictError(
                 "--out", f"{out / 'hub'} with {VERSION} of other directions", "a new folder or one of this demo",
                 "Choose another --out: published versions never change.",
             )  # fmt: skip
         return
-    hub.publish(out / "catalog", repository, VERSION, card=card_fields(out / "catalog", None))
+    publish_catalog(out / "catalog", repository, VERSION)
 
 
 def _verify(folder: Path) -> None:

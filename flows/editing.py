@@ -18,7 +18,7 @@ from flows.datasets.dataset import fit_mask
 from flows.datasets.pictures import open_image
 from flows.files import write_whole
 from flows.miner import mining_settings
-from flows.mining import open_model
+from flows.opening import open_model
 from flows.pictures import as_picture, png
 from flows.recipe import Recipe, parse_recipe
 from pipeline.editing import Edit, apply_edits, invert_pictures

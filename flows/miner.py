@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from flows.pictures import as_picture
 from flows.ranks import check_ranks
 from flows.recipe import Recipe
 from flows.regions import GeneratedRegions
+from flows.time_limit import limited
 from pipeline.editing import DecodeSettings, decode, invert_pictures
 from pipeline.errors import RhumbError
 from pipeline.images import as_tensor
@@ -39,6 +40,11 @@ EVIDENCE = ("strength", "strength_reached", "strength_limited", "gain", "leakage
 FAILURES = (RhumbError, RuntimeError, ArithmeticError, ValueError)  # of one image; what else goes wrong ends the run
 
 
+def method_fingerprint(recipe: Recipe) -> str:
+    """32 hex digits over what a recipe's directions depend on, how this version finds them included."""
+    return content_id("recipe", METHOD_VERSION, recipe.fingerprint())
+
+
 @dataclass
 class MiningReport:
     """What one run did: images and directions added, what failed, seconds and products spent.
@@ -55,24 +61,6 @@ class MiningReport:
     refused: int = 0
     seconds: float = 0.0
     products: dict[str, int] = field(default_factory=lambda: {"jvp": 0, "vjp": 0})
-
-    def add(self, other: MiningReport) -> None:
-        """Add what another part of the same run did."""
-        self.images += other.images
-        self.directions += other.directions
-        self.failed.update(other.failed)
-        self.skipped.update(other.skipped)
-        self.refused += other.refused
-        for kind, count in other.products.items():
-            self.products[kind] += count
-
-
-@dataclass(frozen=True)
-class MinedChunk:
-    """The records of one chunk, and what mining it took."""
-
-    chunk: Chunk
-    report: MiningReport
 
 
 def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
@@ -124,8 +112,18 @@ class Miner:
             x_t = torch.zeros(denoiser.info.x_shape)
             jacobian(denoiser, x_t, self.settings.timestep, "x0/x", memory=recipe.method.memory)
 
-    def mine(self, items: Sequence[SourceImage | Failure], report: MiningReport) -> Chunk:
-        """Invert a chunk in one batch and mine each image; failures become records with their reason."""
+    def mine(
+        self,
+        items: Sequence[SourceImage | Failure],
+        report: MiningReport,
+        stopping: Callable[[], bool] = lambda: False,
+        image_timeout: float | None = None,
+    ) -> Chunk:
+        """Invert a chunk in one batch and mine each image; failures become records with their reason.
+
+        Images that have not been begun when `stopping` says so are left out. One that takes longer than `image_timeout`
+        seconds, or whose part of the inversion does, has failed.
+        """
         if self.neighbours is not None:
             self.neighbours.refresh()
         images = [item for item in items if isinstance(item, SourceImage)]
@@ -133,9 +131,12 @@ class Miner:
         report.failed.update({item.source: item.reason for item in items if isinstance(item, Failure)})
         regions: list[RegionRecord] = []
         directions: list[DirectionRecord] = []
-        for image, inverted in zip(images, self._inverted(images), strict=True):
+        for image, inverted in zip(images, self._inverted(images, image_timeout), strict=True):
+            if stopping():
+                break
             try:
-                record, own, found = self._records(image, inverted, report)
+                with limited(image_timeout):
+                    record, own, found = self._records(image, inverted, report)
             except FAILURES as error:
                 reason = f"{type(error).__name__}: {error}"
                 report.failed[image.source] = reason
@@ -152,19 +153,17 @@ class Miner:
         name = content_id("chunk", mined_images, failures)
         return Chunk(name, tuple(image_records), tuple(regions), tuple(directions))
 
-    def mine_chunk(self, items: Sequence[SourceImage | Failure]) -> MinedChunk:
-        """`mine` with a report of its own, for runners."""
-        report = MiningReport(Path())
-        return MinedChunk(self.mine(items, report), report)
-
-    def _inverted(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float] | Exception]:
+    def _inverted(
+        self, images: Sequence[SourceImage], image_timeout: float | None = None
+    ) -> list[tuple[torch.Tensor, float] | Exception]:
         """`_invert` of all images together; where that fails, of each by itself, with the error of those that fail."""
         if not images:
             return []
         try:
-            return list(self._invert(images))
+            with limited(None if image_timeout is None else image_timeout * len(images)):
+                return list(self._invert(images))
         except FAILURES as error:
-            return [error] if len(images) == 1 else [self._inverted([image])[0] for image in images]
+            return [error] if len(images) == 1 else [self._inverted([image], image_timeout)[0] for image in images]
 
     def _invert(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float]]:
         """x_t (*x_shape) and round-trip PSNR of each image, inverted as one batch."""

@@ -1,9 +1,9 @@
-"""The main job: a recipe in, a catalog out. Chunks of images are mined one after the other and committed as one each.
+"""The main job: a recipe in, a catalog out. Chunks of images are mined wherever a runner has them mined.
 
 A killed run continues where it stopped: chunks are cut from the data set's own order and named by what they hold, so
-the rerun skips what the manifest lists and ends with the same catalog (with `warm_start`: within the tolerance). Failed
-images are recorded with their reason and tried again by the next run; so are files that could not be read, once they
-are repaired.
+the rerun skips what the manifest lists and what workers have deposited, and ends with the same catalog (with
+`warm_start`: within the tolerance). Failed images are recorded with their reason and tried again by the next run; so
+are files that could not be read, once they are repaired.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from itertools import chain
@@ -21,47 +21,28 @@ from typing import Any
 
 import torch
 
+from catalog.deposits import Target
 from catalog.manifest import Provenance
 from catalog.writer import CatalogWriter
-from flows.console import Advance, silent
-from flows.datasets.contract import Failure, SourceImage, region_ids
+from flows.coordinator import Coordinator
+from flows.datasets.contract import Failure, SourceImage
 from flows.datasets.dataset import Dataset
-from flows.miner import METHOD_VERSION, MinedChunk, Miner, MiningReport, frame_of
-from flows.model_choice import BUILTIN, ModelChoice
-from flows.paths import builtin_folder
+from flows.gates import adopt_gates
+from flows.miner import METHOD_VERSION, Miner, MiningReport, frame_of, method_fingerprint
 from flows.ranks import check_method, check_ranks
 from flows.recipe import Recipe
+from flows.runners.contract import Runner, run_here
+from flows.stopping import Stopped, StopRequest
+from flows.watching.progress import Progress
+from flows.work import Desk, Job
 from pipeline.errors import InputError
 from pipeline.models.contract import Denoiser
 from pipeline.models.files import Origin
-from pipeline.models.loading import load_denoiser
 
 CHUNK = 4  # images inverted together and committed together
 PACKAGES = ("torch", "diffusers", "numpy", "pyarrow", "faiss-cpu", "prefect", "datasets", "huggingface-hub")
 
 Items = Sequence[SourceImage | Failure]
-MineChunk = Callable[[Items], MinedChunk]
-Runner = Callable[[MineChunk, Iterable[Items]], Iterable[MinedChunk]]
-"""How chunks are executed: one after the other, in processes, or as Prefect tasks; they are read as they are needed."""
-
-
-def run_directly(mine_chunk: MineChunk, chunks: Iterable[Items]) -> Iterable[MinedChunk]:
-    """The runner without an orchestrator: chunk by chunk, here."""
-    return map(mine_chunk, chunks)
-
-
-def open_model(model: str | ModelChoice) -> Denoiser:
-    """The denoiser a recipe names, or a reference: "builtin", a diffusers folder, or a Hub id."""
-    chosen = ModelChoice.model_construct(reference=model) if isinstance(model, str) else model
-    place = builtin_folder() / "denoiser" if chosen.reference == BUILTIN else chosen.reference
-    return load_denoiser(place, revision=chosen.revision, class_label=chosen.class_label)
-
-
-def model_place(recipe: Recipe) -> ModelChoice:
-    """A recipe's model where it lies: a folder beside the recipe before one in the working directory or on the Hub."""
-    beside = recipe.resolve(recipe.model.reference)
-    here = recipe.model.reference != BUILTIN and beside.is_dir()
-    return recipe.model.model_copy(update={"reference": str(beside)}) if here else recipe.model
 
 
 def _described(recipe: Recipe, denoiser: Denoiser) -> dict[str, Any]:
@@ -81,7 +62,7 @@ def provenance(recipe: Recipe, denoiser: Denoiser, data: Dataset, masks: Origin 
     spaces: dict[Any, tuple[int, ...]] = dict(frame.spaces)
     versions = {name: metadata.version(name) for name in PACKAGES}
     return Provenance(
-        recipe_fingerprint=recipe.fingerprint(),
+        recipe_fingerprint=method_fingerprint(recipe),
         recipe=recipe.model_dump(mode="json"),
         model=_described(recipe, denoiser),
         data={
@@ -110,11 +91,13 @@ def chunk_count(images: int | None) -> int:
 @torch.no_grad()
 def mine(
     recipe: Recipe,
-    out: Path,
+    out: Path | str,
     denoiser: Denoiser,
     data: Dataset,
-    runner: Runner = run_directly,
-    advance: Advance = silent,
+    runner: Runner = run_here,
+    progress: Progress | None = None,
+    stop: StopRequest | None = None,
+    image_timeout: float | None = None,
 ) -> MiningReport:
     """Mine the images of `data` into the catalog folder `out`; continue there if it was begun.
 
@@ -124,23 +107,27 @@ def mine(
     Raises:
         InputError, ModelError: the recipe, data or model do not fit; nothing is written.
         ConflictError: `out` holds something else, or another process is writing to it.
+        Stopped: `stop` was asked for; everything that was mined until then is committed.
     """
     started = time.monotonic()
-    miner = Miner(recipe, denoiser, out)
+    miner = Miner(recipe, denoiser, Path(out))
     check_method(recipe, denoiser)
     chunks = _beginning_with_an_image(recipe, denoiser, data)
-    report = MiningReport(out)
     masks = miner.finder.origin() if miner.finder is not None else None
+    report, stop = MiningReport(Path(out)), stop or StopRequest()
+    told = progress or Progress(data.count(), str(out))
     with CatalogWriter.create(out, provenance(recipe, denoiser, data, masks)) as writer:
-        known = writer.failed_images
-        for mined in runner(miner.mine_chunk, _pending(chunks, writer, report, advance)):
-            if any(
-                record.failure is None or known.get(record.image_id) != record.failure for record in mined.chunk.images
-            ):
-                writer.commit(mined.chunk)  # else only images that had failed before failed again: nothing new
-            report.add(mined.report)
-            advance(len(mined.chunk.images), f"{report.directions} directions")
+        adopt_gates(writer, recipe.gates)
+        commit = denoiser.origin.commit if denoiser.origin is not None else None
+        job = Job(recipe, str(out), Target.of(writer.manifest), commit, image_timeout)
+        coordinator = Coordinator(writer, Desk(job, miner, data), report, told, stop)
+        try:
+            coordinator.run(runner, chunks)
+        finally:
+            told.end("stopped" if stop.asked else "failed" if sys.exc_info()[0] is not None else "finished")
     report.seconds = time.monotonic() - started
+    if stop.asked:
+        raise Stopped
     return report
 
 
@@ -173,37 +160,3 @@ def _check_some(recipe: Recipe, denoiser: Denoiser, images: Sequence[SourceImage
             errors.append(error)
     if len(errors) == len(images):
         raise errors[0]
-
-
-def _changed(image: SourceImage, masks: Mapping[tuple[str, str], str]) -> str:
-    """Why a mined image is not what the catalog holds, `masks` being its region ids by (image id, region); else ""."""
-    for region, region_id in region_ids(image.image_id, image.masks).items():
-        mined = masks.get((image.image_id, region))
-        if mined != region_id:
-            what = "is new since the image was mined" if mined is None else "is another than the image was mined with"
-            return f"its mask of {region} {what}; the catalog keeps what it has: mine it into another --out"
-    return ""
-
-
-def _pending(chunks: Iterable[Items], writer: CatalogWriter, report: MiningReport, advance: Advance) -> Iterator[Items]:
-    """What is left to do of each chunk; the rest is counted in the report."""
-    done, failed, masks = writer.done_images, writer.failed_images, writer.masks
-    for chunk in chunks:
-        left: list[SourceImage | Failure] = []
-        for item in chunk:
-            if isinstance(item, SourceImage) and item.skipped:
-                report.skipped[item.source] = "; ".join(dict.fromkeys(item.skipped.values()))
-            if isinstance(item, Failure) and item.repeats:
-                report.skipped[item.source] = item.reason
-            elif isinstance(item, Failure) and failed.get(item.image_id) == item.reason:
-                report.failed[item.source] = item.reason
-            elif item.image_id not in done:
-                left.append(item)
-            else:
-                report.already_done += 1
-                if isinstance(item, SourceImage) and (reason := _changed(item, masks)):
-                    report.failed[item.source] = reason
-        if len(left) < len(chunk):
-            advance(len(chunk) - len(left), "already done")
-        if left:
-            yield left

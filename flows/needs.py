@@ -23,8 +23,9 @@ from catalog.fs import MANIFEST
 from flows.datasets.contract import Source, SourceImage
 from flows.datasets.dataset import Dataset
 from flows.known_models import Outline, known_outline, outline_of, preset_of
-from flows.mining import model_place, open_model
+from flows.miner import method_fingerprint
 from flows.model_choice import BUILTIN, ModelChoice
+from flows.opening import model_place, open_model
 from flows.ranks import check_method, check_ranks
 from flows.recipe import Recipe
 from flows.regions import GeneratedRegions, Regions, check_regions
@@ -292,7 +293,7 @@ def free_space(out: Path, wanted: float | None, recipe: Recipe) -> tuple[int, li
     try:
         if (place / MANIFEST).is_file():
             there = manifests.load(place).provenance.recipe_fingerprint
-            if there != recipe.fingerprint():
+            if there != method_fingerprint(recipe):
                 raise ConflictError("--out", f"{out}, a catalog of another recipe", "a new folder, or this recipe's")
         elif place.is_file() or (place.is_dir() and any(place.iterdir())):
             raise ConflictError("--out", f"{out}, which holds something else", "a new or empty folder, or a catalog")

@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from flows.datasets.config import Part, quiet
 from flows.datasets.kinds import AnyDataset
+from flows.gates import Gates
 from flows.model_choice import BUILTIN, ModelChoice
 from flows.recipe_errors import first_error
 from flows.regions import RegionChoice, Regions, open_regions, region_names
@@ -123,6 +124,7 @@ class Recipe(Part):
     dataset: AnyDataset
     regions: RegionChoice
     method: Method = Method()
+    gates: Gates = Gates()
     seed: int = Field(default=0, ge=0, lt=2**31)
     _folder: Path = PrivateAttr(default=Path())
 
@@ -157,11 +159,12 @@ class Recipe(Part):
         return {"method": self.method.model_dump(mode="json"), "seed": self.seed}
 
     def fingerprint(self) -> str:
-        """32 hex digits over everything that decides a catalog's content: all but the recipe's name.
+        """32 hex digits over everything that decides what is found on an image: all but the recipe's name, its gates,
+        and how many images it takes.
 
         Two recipes with one fingerprint may continue each other's catalog.
         """
-        parts = self.model_dump(mode="json", exclude={"name"})
+        parts = self.model_dump(mode="json", exclude={"name": True, "gates": True, "dataset": {"limit"}})
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

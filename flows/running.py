@@ -1,28 +1,83 @@
-"""One recipe's run, with its progress bar: which data, which model, and by which runner."""
+"""One recipe's run: which data, which model, by which runner, and who is told of it."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
-from flows.console import stage
+import torch
+
+from catalog.mirror import local_folder
+from flows.console import complain
 from flows.datasets.dataset import load_dataset
 from flows.miner import MiningReport
-from flows.mining import chunk_count, mine, model_place, open_model, run_directly
+from flows.mining import chunk_count, mine
+from flows.opening import model_place, open_model
 from flows.recipe import Recipe
-from flows.workers import in_processes, usable_workers
+from flows.run_settings import TASKS, RunSettings
+from flows.runners.capacity import usable_workers
+from flows.runners.contract import Runner, run_here
+from flows.runners.processes import in_processes
+from flows.stopping import Stopped, StopRequest, stop_on_signals
+from flows.watching import run_report
+from flows.watching.live import live
+from flows.watching.progress import Progress, kept_in
+from pipeline.models.contract import Denoiser
+
+DEFAULT = RunSettings()
 
 
-def run_mining(recipe: Recipe, out: Path, prefect: bool = False, workers: int | None = None) -> MiningReport:
-    """Mine with a progress bar: as a Prefect flow, in several processes, or here where one is enough."""
-    denoiser = open_model(model_place(recipe))
+def run_mining(
+    recipe: Recipe,
+    out: Path | str,
+    settings: RunSettings = DEFAULT,
+    progress: Progress | None = None,
+    stop: StopRequest | None = None,
+) -> MiningReport:
+    """Mine a recipe into a catalog, a folder or the URL of a store, and show how far it is.
+
+    `progress`: who else is told; its `total` is set here. Runners of tasks need a Prefect flow around them.
+
+    Raises:
+        Stopped: asked for by `stop`, SIGINT or SIGTERM; what was done is committed.
+        InputError, ModelError, ConflictError: as `flows.mining.mine`.
+    """
+    others = settings.runner in TASKS or (settings.runner == "processes" and _gpus() > 1)
+    denoiser = open_model(model_place(recipe), "cpu" if others else None)  # workers have the GPUs
     data = load_dataset(recipe, denoiser.info.image_shape)
     total = data.count()
-    count = 1 if prefect else usable_workers(workers, chunk_count(total), denoiser)
-    with stage("mining", total) as advance:
-        if prefect:
-            from flows.prefect_flows import mine_with_prefect  # starting Prefect takes seconds: only when asked for
+    asked = stop or StopRequest()
+    told = progress or Progress(total, str(out), name=recipe.name)
+    told.total = total
+    with ExitStack() as stack:
+        told.watchers += [stack.enter_context(live("mining", total)), kept_in(local_folder(out))]
+        stack.enter_context(stop_on_signals(asked, complain))
+        runner = _runner(settings, total, denoiser)
+        try:
+            report = mine(recipe, out, denoiser, data, runner, told, asked, settings.image_timeout)
+        except Stopped:
+            _write_report(told, out)
+            raise
+        _write_report(told, out)
+        return report
 
-            return mine_with_prefect(recipe, out, denoiser, data, advance)
-        commit = denoiser.origin.commit if denoiser.origin is not None else None
-        runner = in_processes(recipe, count, out, commit) if count > 1 else run_directly
-        return mine(recipe, out, denoiser, data, runner, advance)
+
+def _write_report(progress: Progress, out: Path | str) -> None:
+    folder = local_folder(out)
+    run_report.write(run_report.report_of(folder, progress), folder)
+
+
+def _runner(settings: RunSettings, total: int | None, denoiser: Denoiser) -> Runner:
+    chunks = chunk_count(total)
+    if settings.runner == "here":
+        return run_here
+    if settings.runner == "processes":
+        count = usable_workers(settings.workers, chunks, denoiser)
+        return in_processes(count) if count > 1 or _gpus() > 1 else run_here
+    from flows.runners.tasks import in_tasks  # starting Prefect takes seconds: only when asked for
+
+    return in_tasks(settings, chunks, known=total is not None)
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""What a catalog holds, in numbers: `rhumb status`, and the tables of the report."""
+"""What a catalog holds, in numbers, and how its last run stands: `rhumb status`, and the tables of the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import pyarrow as pa
 
 from catalog.fs import MANIFEST
 from catalog.reader import Catalog
+from flows.gates import explained, gates_of, rejections
+from flows.watching.cost import Cost, cost_words
+from flows.watching.live import facts, pace, spelt
+from flows.watching.snapshots import Snapshot, read
 from pipeline.errors import CatalogError
+
+SILENT = 60.0  # seconds after which a run on another machine may be dead
+AGAIN = "run the same command again to continue"
 
 
 def _median(values: list[float | None]) -> float | None:
@@ -63,6 +70,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         failures = failures_of(catalog)
         provenance = manifest.provenance
         reference = provenance.model.get("reference", "no reference")
+        rejected = rejections(catalog, gates_of(provenance))
         return {
             "name": provenance.recipe.get("name", "no name"),
             "model": f"{reference} ({provenance.model['fingerprint'][:12]})",
@@ -74,7 +82,35 @@ def summarise(folder: Path) -> dict[str, Any]:
             "pack": f"{manifest.pack.repository} {manifest.pack.version}" if manifest.pack else "not published",
             "table": direction_table(catalog),
             "failures": failures,
+            "rejected": {"directions": len(rejected), "reasons": rejected.counts, "kept_as_parents": rejected.spared},
+            "left_out": explained(rejected),
+            "run": last_run(catalog.folder),
         }
+
+
+def last_run(folder: Path) -> dict[str, Any] | None:
+    """What the last run of a catalog says of itself, `says` in words; None where there was none."""
+    run = read(folder)
+    if run is None:
+        return None
+    cost = Cost.of(run)
+    told = {"cost of a direction": words} if (words := cost_words(cost)) else {}
+    says = {"run": f"{run.run_id}, {_state(run)}", **facts(run), **told}
+    state = "interrupted" if run.alive is False and run.state == "running" else run.state
+    return {**run.model_dump(), "state": state, "cost": cost.model_dump(), "says": says}
+
+
+def _state(run: Snapshot) -> str:
+    """How a run stands, in words."""
+    of = f"{run.done:,}/{'?' if run.total is None else f'{run.total:,}'} images"
+    if run.state != "running":
+        return f"{of}, {pace(run)}" + ("" if run.state == "finished" else f"; {AGAIN}")
+    if run.alive is False:
+        return f"interrupted at {of}, {spelt(run.age)} ago: process {run.pid} is gone; {AGAIN}"
+    where = f"process {run.pid} of {run.host}"
+    if run.alive is None and run.age > SILENT:
+        return f"{of}, nothing heard for {spelt(run.age)}: look after {where}; if it is gone, {AGAIN}"
+    return f"running, {of}, {pace(run)} ({where}, {spelt(run.age)} ago)"
 
 
 def describe(catalog: Catalog) -> dict[str, Any]:

@@ -38,5 +38,9 @@ class ConflictError(RhumbError, FileExistsError):
     """Something already there would have to be overwritten."""
 
 
+class BusyError(ConflictError):
+    """Another process is writing to the same place."""
+
+
 class NotFoundError(RhumbError, LookupError):
     """A named thing (direction, image, version, region) does not exist."""

@@ -142,7 +142,7 @@ def none(name, *rest):
 importlib.util.find_spec = none
 sys.modules["transformers"] = None
 import flows.commands, flows.running, flows.demo, flows.planning, flows.converting
-from flows.mining import open_model
+from flows.opening import open_model
 print(open_model("builtin").info.family)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

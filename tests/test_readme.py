@@ -220,7 +220,7 @@ def missing_keys(model: type[BaseModel], values: dict[str, Any], path: str = "")
 
 
 PHOTOS_LEAVE_OUT = [
-    *(f"dataset.{key}" for key in ("licence", "resize", "nested", "label_maps", "labels")), "method", "seed",
+    *(f"dataset.{key}" for key in ("licence", "resize", "nested", "label_maps", "labels")), "method", "gates", "seed",
 ]  # fmt: skip
 
 

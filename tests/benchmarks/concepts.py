@@ -38,9 +38,12 @@ from catalog.concepts import Concept, read_concepts
 from catalog.reader import Catalog
 from flows.console import Advance, stage
 from flows.datasets.dataset import load_dataset
-from flows.mining import mine, open_model
+from flows.mining import mine
+from flows.opening import open_model
 from flows.paths import builtin_folder, builtin_recipe
 from flows.recipe import Recipe, load_recipe, parse_recipe
+from flows.watching.live import live
+from flows.watching.progress import Progress
 from pipeline.reader import AttributeReader
 from tests.benchmarks.concept_figures import Hits, figures, groups_of, pooled, purity, sign_agreement
 from tests.benchmarks.harness import Clock, Options, Target, at_least, at_most, document, finish, options, table
@@ -78,8 +81,8 @@ def mined(images: int, folder: Path, clock: Clock) -> Path:
     recipe = recipe_for(images)
     denoiser = open_model(recipe.model)
     data = load_dataset(recipe, denoiser.info.image_shape)
-    with clock.stage("mining"), stage("mining", images) as advance:
-        mine(recipe, folder, denoiser, data, advance=advance)
+    with clock.stage("mining"), live("mining", images) as watcher:
+        mine(recipe, folder, denoiser, data, progress=Progress(images, str(folder), [watcher]))
     return folder
 
 

@@ -11,7 +11,7 @@ from flows.console import stage
 from flows.datasets.contract import SourceImage
 from flows.datasets.dataset import load_dataset
 from flows.miner import mining_settings
-from flows.mining import open_model
+from flows.opening import open_model
 from flows.paths import builtin_folder, builtin_recipe
 from flows.recipe import Recipe, load_recipe, parse_recipe
 from pipeline.editing import DecodeSettings, decode

@@ -30,7 +30,6 @@ import torch
 
 from catalog.lookup import Transfer, transfer_candidates
 from catalog.reader import Catalog
-from flows.console import stage
 from flows.datasets.contract import SourceImage
 from flows.datasets.dataset import load_dataset
 from flows.editing import recipe_of
@@ -38,6 +37,8 @@ from flows.mining import mine
 from flows.paths import builtin_recipe
 from flows.recipe import Recipe, load_recipe, parse_recipe
 from flows.transferring import CANDIDATES, moved_candidates
+from flows.watching.live import live
+from flows.watching.progress import Progress
 from pipeline.errors import InputError
 from pipeline.transfer import Candidate, Prediction, predict
 from tests.benchmarks.harness import (
@@ -117,8 +118,9 @@ def open_catalog(bench: Bench, folder: Path) -> Catalog:
     """The catalog in `folder`, mined there first, by the bench's recipe, where there is none."""
     if not (folder / "manifest.json").is_file():
         data = load_dataset(bench.recipe, bench.denoiser.info.image_shape)
-        with bench.clock.stage("mining"), stage("mining", bench.recipe.dataset.limit) as advance:
-            mine(bench.recipe, folder, bench.denoiser, data, advance=advance)
+        total = bench.recipe.dataset.limit
+        with bench.clock.stage("mining"), live("mining", total) as watcher:
+            mine(bench.recipe, folder, bench.denoiser, data, progress=Progress(total, str(folder), [watcher]))
     return Catalog.open(folder)
 
 

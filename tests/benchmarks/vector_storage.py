@@ -48,11 +48,15 @@ class Access:
     load: float  # the machine's, of a minute: what else ran meanwhile
 
 
+_ZSTD = pa.Codec("zstd", compression_level=1)
+
+
 def moved(encoded: Sequence[bytes], row: int, size: int, block: int) -> bytes:
     """The coded vector of a row: one of `encoded`, its blocks (of `block` bytes a plane) moved by a step of its own."""
     source, turns = encoded[row % len(encoded)], row // len(encoded) * block
-    planes = np.frombuffer(source, dtype=np.uint8).reshape(-1, size)
-    return np.roll(planes, turns, axis=1).tobytes()
+    unpacked = _ZSTD.decompress(source[1:], source[0] * size)
+    planes = np.frombuffer(unpacked, dtype=np.uint8).reshape(-1, size)
+    return source[:1] + _ZSTD.compress(np.roll(planes, turns, axis=1).tobytes(), asbytes=True)
 
 
 def _column(field: pa.Field, rows: int) -> pa.Array:

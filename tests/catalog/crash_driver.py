@@ -13,13 +13,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet  # noqa: F401  loaded once, before the forks
 
 from catalog.compaction import compact
+from catalog.deposits import Target, whole_deposits, write_deposit
 from catalog.hub import publish, pull
 from catalog.merging import merge
 from catalog.pictures import encode_png
+from catalog.reader import Catalog
+from catalog.store import LocalStore
 from catalog.writer import CatalogWriter
+from tests.catalog import faulty  # noqa: F401  its filesystem is registered
 from tests.catalog.samples import chunk_of, provenance
 
 CHANGES = ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir", "link")
@@ -53,9 +58,39 @@ def commit(folder: Path) -> None:
         writer.commit(chunk_of("next", 1, ("mouth",)))
 
 
-def replace_picture(folder: Path) -> None:
-    import numpy as np
+def deposit(folder: Path) -> None:
+    with Catalog.open(folder / "c") as catalog:
+        target = Target.of(catalog.manifest)
+    write_deposit(LocalStore(folder / "c"), "job", "next", chunk_of("next", 1, ("mouth",)), target)
 
+
+def adopt(folder: Path) -> None:
+    store = LocalStore(folder / "c")
+    with CatalogWriter.open(folder / "c") as writer:
+        writer.adopt(list(whole_deposits(store, "job")), store)
+
+
+def distant(folder: Path) -> str:
+    """Where a catalog lies in a distant store, of which this machine has no mirror yet."""
+    os.environ["RHUMB_CACHE"] = str(folder / "cache")
+    return f"faulty://{folder}/store"
+
+
+def distant_create(folder: Path) -> None:
+    CatalogWriter.create(distant(folder), provenance()).close()
+
+
+def distant_adopt(folder: Path) -> None:
+    with CatalogWriter.open(distant(folder)) as writer:
+        writer.adopt(list(whole_deposits(writer.store, "job")))
+
+
+def distant_replace(folder: Path) -> None:
+    with CatalogWriter.open(distant(folder)) as writer:
+        writer.add_picture("sheet", encode_png(np.zeros((2, 2, 3), np.uint8)))
+
+
+def replace_picture(folder: Path) -> None:
     with CatalogWriter.open(folder / "c") as writer:
         writer.add_picture("sheet", encode_png(np.zeros((2, 2, 3), np.uint8)))
 
@@ -77,7 +112,11 @@ def pull_first(folder: Path) -> None:
 
 
 JOBS = {
-    job.__name__: job for job in (create, commit, replace_picture, compact_all, merge_both, publish_next, pull_first)
+    job.__name__: job
+    for job in [
+        *(create, commit, deposit, adopt, replace_picture, compact_all, merge_both, publish_next, pull_first),
+        *(distant_create, distant_adopt, distant_replace),
+    ]
 }
 
 

@@ -172,3 +172,10 @@ def test_features_that_are_no_names_and_old_indexes_that_are_no_paths_are_refuse
 def test_parts_that_contradict_each_other_are_named_as_the_manifest() -> None:
     with pytest.raises(CatalogError, match=r"^manifest\.json: found parts that do not fit together"):
         manifests.parse(forged(pictures={"sheet": "pictures/a.png"}, files={}, retired=["pictures/b.png"]))
+
+
+def test_an_entry_that_was_copied_with_changes_is_written_as_it_is_now() -> None:
+    entry = manifests.FileEntry(sha256="0" * 64, bytes=10)
+    other = manifests.FileEntry(sha256="0" * 64, bytes=11)
+    assert entry.ready.text != entry.model_copy(update={"bytes": 11}).ready.text == other.ready.text
+    assert entry.model_copy(update={"bytes": 11}) == other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ import flows.miner
 from catalog.reader import Catalog
 from catalog.verify import verify
 from flows.datasets.dataset import Dataset, load_dataset
-from flows.miner import MinedChunk, MiningReport
-from flows.mining import Items, MineChunk, mine, open_model, run_directly
+from flows.miner import MiningReport
+from flows.mining import mine
+from flows.opening import open_model
 from flows.recipe import Recipe, load_recipe, parse_recipe
+from flows.runners.contract import Runner
+from flows.work import Desk, Work
 from pipeline.models.contract import Denoiser
 from tests.flows import tiny
 from tests.flows.table_files import PARTS, SIZE, parquet, rows, shard
@@ -95,12 +98,13 @@ class Stopped(Exception):
     """What ends a run in its midst."""
 
 
-def stopping_after(count: int) -> Callable[[MineChunk, Iterable[Items]], Iterator[MinedChunk]]:
-    def runner(mine_chunk: MineChunk, chunks: Iterable[Items]) -> Iterator[MinedChunk]:
-        for number, mined in enumerate(run_directly(mine_chunk, chunks)):
+def stopping_after(count: int) -> Runner:
+    def runner(desk: Desk, works: Iterable[Work]) -> Iterator[None]:
+        for number, work in enumerate(works):
             if number == count:
                 raise Stopped
-            yield mined
+            desk.do(work)
+            yield
 
     return runner
 

@@ -14,7 +14,7 @@ from catalog.reader import Catalog
 from flows.datasets.dataset import load_dataset
 from flows.miner import Miner, MiningReport, frame_of
 from flows.recipe import load_recipe
-from flows.workers import worker_bytes
+from flows.runners.capacity import worker_bytes
 from pipeline.editing import DecodeSettings, decode
 from pipeline.models.latents import LatentDenoiser
 from tests.flows import tiny

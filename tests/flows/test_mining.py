@@ -16,7 +16,8 @@ from catalog.reader import Catalog
 from catalog.verify import verify
 from flows.datasets.dataset import Dataset, load_dataset
 from flows.miner import Miner, MiningReport, mining_settings, small_effect
-from flows.mining import mine, open_model, provenance
+from flows.mining import mine, provenance
+from flows.opening import open_model
 from flows.ranks import check_method, check_ranks
 from flows.recipe import Recipe, load_recipe
 from pipeline.errors import InputError

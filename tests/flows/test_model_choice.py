@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +19,18 @@ from hypothesis import strategies as st
 
 import flows.editing
 import flows.miner
-import flows.workers
+import flows.work
 from catalog.reader import Catalog
+from flows.datasets.dataset import load_dataset
 from flows.editing import model_of
-from flows.mining import model_place, open_model
+from flows.mining import mine
 from flows.model_choice import ModelChoice
+from flows.opening import model_place, open_model
 from flows.recipe import Recipe, load_recipe, parse_recipe
+from flows.run_settings import RunSettings
+from flows.runners.contract import run_here
 from flows.running import run_mining
+from flows.work import Desk, Job, Work, desk_of
 from pipeline.errors import InputError, ModelError
 from pipeline.models.contract import Denoiser
 from pipeline.models.files import Origin
@@ -33,6 +38,7 @@ from tests.flows import tiny
 from tests.pipeline.tiny_models import tiny_unet
 
 COMMIT = "c" * 40
+HERE = RunSettings(workers=1)
 CONTENT: dict[str, Any] = {"name": "r", "dataset": {"kind": "builtin"}, "regions": ["mouth"]}
 Capture = pytest.CaptureFixture[str]
 
@@ -107,7 +113,7 @@ def mined(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A catalog of one picture, mined with class 2 of that model."""
     monkeypatch.setattr(flows.miner, "mine_image", tiny.quick_mine_image)
     tiny.photographs(tmp_path, 1)
-    run_mining(written(tmp_path, {"reference": str(classes), "class_label": 2}), tmp_path / "catalog", workers=1)
+    run_mining(written(tmp_path, {"reference": str(classes), "class_label": 2}), tmp_path / "catalog", HERE)
     return tmp_path / "catalog"
 
 
@@ -164,18 +170,23 @@ def test_workers_open_the_commit_that_their_parent_opened(
     denoiser = open_model(str(tiny_model))
     assert denoiser.origin is not None
     denoiser.origin = replace(denoiser.origin, commit=COMMIT)
-    asked: list[Any] = []
-    monkeypatch.setattr("flows.running.open_model", lambda _: denoiser)
-    monkeypatch.setattr("flows.running.mine", lambda *_: None)
-    monkeypatch.setattr("flows.running.in_processes", lambda *arguments: asked.append(arguments))
-    run_mining(recipe, tmp_path / "out", workers=2)
-    assert asked[0][1:] == (2, tmp_path / "out", COMMIT)
-    monkeypatch.setattr(flows.workers, "_job", asked[0][:1] + asked[0][2:])
-    monkeypatch.setattr(flows.workers, "_miner", None)
-    monkeypatch.setattr(flows.workers, "open_model", lambda choice: asked.append(choice))
-    monkeypatch.setattr(flows.workers, "Miner", lambda *_: SimpleNamespace(mine_chunk=list))
-    flows.workers._mine([])
-    assert asked[1] == ModelChoice(reference=str(tiny_model), revision=COMMIT)
+    jobs: list[Job] = []
+
+    def noted(desk: Desk, works: Iterable[Work]) -> Iterator[None]:
+        jobs.append(desk.job)
+        yield from run_here(desk, works)
+
+    mine(recipe, tmp_path / "out", denoiser, load_dataset(recipe, denoiser.info.image_shape), noted)
+    assert jobs[0].commit == COMMIT
+    asked: list[ModelChoice] = []
+
+    def opened(choice: ModelChoice, device: str | None) -> Denoiser:
+        asked.append(choice)
+        return denoiser
+
+    monkeypatch.setattr(flows.work, "open_model", opened)
+    desk_of(jobs[0])
+    assert asked == [ModelChoice(reference=str(tiny_model), revision=COMMIT)]
 
 
 def test_a_folder_beside_the_recipe_comes_first_and_keeps_its_class(tmp_path: Path) -> None:
@@ -220,7 +231,7 @@ def test_a_variance_exploding_model_is_mined_end_to_end(tmp_path: Path) -> None:
     unet.save_pretrained(tmp_path / "model")
     ScoreSdeVeScheduler(num_train_timesteps=100, sigma_max=50.0).save_pretrained(tmp_path / "model")
     tiny.photographs(tmp_path, 1)
-    report = run_mining(written(tmp_path, "model"), tmp_path / "catalog", workers=1)
+    report = run_mining(written(tmp_path, "model"), tmp_path / "catalog", HERE)
     assert (report.images, report.failed) == (1, {})
     with Catalog.open(tmp_path / "catalog") as catalog:
         rows = catalog.directions().to_pylist()

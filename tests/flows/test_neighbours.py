@@ -11,15 +11,18 @@ import pytest
 import torch
 
 import flows.miner
+from catalog.deposits import Deposit, Target, whole_deposits
 from catalog.manifest import load
 from catalog.reader import Catalog
+from catalog.store import open_store
 from catalog.verify import verify
 from flows.datasets.dataset import Dataset, load_dataset
 from flows.miner import Miner, MiningReport
-from flows.mining import open_model
 from flows.neighbours import Neighbours
+from flows.opening import open_model
 from flows.recipe import load_recipe
-from flows.workers import in_processes
+from flows.runners.processes import in_processes
+from flows.work import Desk, Job, Work
 from pipeline.models.contract import Denoiser
 from tests.flows import tiny
 
@@ -161,14 +164,25 @@ def test_a_worker_starts_from_what_the_parent_has_committed(
     written = tiny.recipe(world, tiny_model, method={"warm_start": True}, dataset=dataset)
     assert tiny.run("mine", written, "--out", world / "catalog") == 0
     recipe = load_recipe(tiny.recipe(world, tiny_model, method={"warm_start": True}))
-    last = data_of(world, denoiser).images[2:]
-    (there,) = in_processes(recipe, 1, world / "catalog")(lambda chunk: pytest.fail("mined here"), [last])
-    with torch.no_grad():
-        here, cold = (Miner(recipe, denoiser, place).mine_chunk(last) for place in (world / "catalog", None))
-    assert there.report.products == here.report.products != cold.report.products
-    for one, two, three in zip(*(mined.chunk.directions for mined in (there, here, cold)), strict=True):
-        assert one.direction_id == two.direction_id == three.direction_id
-        assert np.abs(one.vector - two.vector).max() < 1e-5
+    data = data_of(world, denoiser)
+    target = Target.of(load(world / "catalog"))
+    work = Work(tuple((image.source, image.image_id) for image in data.images[2:]))
+    found = {}
+    for name, place in (("here", world / "catalog"), ("cold", None)):
+        found[name] = deposited(Job(recipe, str(world / name), target), Miner(recipe, denoiser, place), data, work)
+    job = Job(recipe, str(world / "catalog"), target)
+    desk = Desk(job, Miner(recipe, denoiser), data)
+    list(in_processes(1)(desk, [work]))
+    (found["there"],) = whole_deposits(open_store(world / "catalog"), job.job_id)
+    products = {name: deposit.note["products"] for name, deposit in found.items()}
+    assert products["there"] == products["here"] != products["cold"]
+    assert found["there"].directions == found["here"].directions == found["cold"].directions
+
+
+def deposited(job: Job, miner: Miner, data: Dataset, work: Work) -> Deposit:
+    Desk(job, miner, data).do(work)
+    (deposit,) = whole_deposits(open_store(job.store), job.job_id)
+    return deposit
 
 
 def test_without_the_key_no_catalog_is_read(world: Path, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ import flows.needs
 from catalog.reader import Catalog
 from flows.estimating import estimate
 from flows.known_models import outline_of
-from flows.mining import model_place, open_model
 from flows.named_recipes import recipe_names
+from flows.opening import model_place, open_model
 from flows.planning import Plan, plan
 from flows.recipe import load_recipe
 from tests.benchmarks import fullsize

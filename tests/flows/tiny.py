@@ -141,8 +141,9 @@ def run(*arguments: object) -> int:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` but the locks, with its content."""
+    """Every file below `folder`, with its content, but for locks and what runs say of themselves."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != ".lock"]
+    files = [file for file in files if ".run" not in file.parts]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
