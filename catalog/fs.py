@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from pipeline.errors import CatalogError
 
@@ -92,9 +92,14 @@ def write_flushed(path: Path, data: bytes) -> None:
     write_flushed_by(path, lambda stream: stream.write(data))
 
 
-def write_flushed_by(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def create_flushed(path: Path, data: bytes) -> None:
+    """`write_flushed` to a file that is new, in place: a crash may leave it torn. Raises FileExistsError."""
+    write_flushed_by(path, lambda stream: stream.write(data), "xb")
+
+
+def write_flushed_by(path: Path, write: Callable[[BinaryIO], object], mode: Literal["wb", "xb"] = "wb") -> None:
     """`write_flushed` for what writes itself to a stream."""
-    with path.open("wb") as stream:
+    with path.open(mode) as stream:
         write(stream)
         stream.flush()
         os.fsync(stream.fileno())

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from catalog.fs import NO_LINKS, disk_error, flush_folder, sha256_of, write_flushed
+from catalog.fs import NO_LINKS, create_flushed, disk_error, flush_folder, sha256_of, write_flushed
 from pipeline.errors import CatalogError, InputError, NotFoundError
 
 _PART = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -151,10 +151,7 @@ class LocalStore(Store):
     def _created(target: Path, data: bytes) -> bool:
         """A new file on a file system without hard links; in place, so that a crash may leave it torn."""
         try:
-            with target.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+            create_flushed(target, data)
         except FileExistsError:
             return target.read_bytes() == data
         return True

@@ -24,6 +24,7 @@ from catalog.fs import (
     STAGING,
     VERSIONS,
     check_relative,
+    create_flushed,
     flush_folder,
     footer_sha256,
     inside,
@@ -335,10 +336,7 @@ class Transaction:
 def _create(path: Path, data: bytes) -> None:
     """A new file, on a file system without hard links. Raises ConflictError where it exists."""
     try:
-        with path.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        create_flushed(path, data)
     except FileExistsError as error:
         raise overtaken(str(path.parent.parent), path.stem) from error
 

@@ -49,7 +49,7 @@ def plan(arguments: Namespace) -> int:
 
 def mine(arguments: Namespace) -> int:
     """`rhumb mine RECIPE --out CATALOG`."""
-    from flows.run_settings import TASKS
+    from flows.runners import TASKS
 
     settings = run_settings(arguments)
     recipe = open_recipe(arguments.recipe)

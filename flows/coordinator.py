@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from catalog.deposits import Deposit, clean, discard, whole_deposits
 from catalog.fs import INCOMING
-from catalog.store import open_store
 from catalog.writer import CatalogWriter
 from flows.datasets.contract import Failure, SourceImage, region_ids
 from flows.miner import MiningReport
@@ -29,7 +28,7 @@ class Coordinator:
         self, writer: CatalogWriter, desk: Desk, report: MiningReport, progress: Progress, stop: StopRequest
     ) -> None:
         self.writer, self.desk, self.report, self.progress, self.stop = writer, desk, report, progress, stop
-        self.store = open_store(desk.job.store)
+        self.store = desk.store
         self.job_id = desk.job.job_id
         self._open: dict[str, Work] = {}  # handed out and not yet in the catalog
         self._next = 0.0  # when the next commit is due
@@ -80,8 +79,11 @@ class Coordinator:
     def _adopt(self, deposits: Sequence[Deposit], counted: bool = True) -> None:
         """Take deposits in; `counted`: as what this run has done."""
         known = self.writer.failed_images
-        old = [d for d in deposits if not d.images and all(known.get(i) == f.reason for i, f in d.failed.items())]
-        new = [d for d in deposits if d not in old]
+        old: list[Deposit] = []
+        new: list[Deposit] = []
+        for one in deposits:
+            repeats = not one.images and all(known.get(i) == failed.reason for i, failed in one.failed.items())
+            (old if repeats else new).append(one)
         adopted = self.writer.adopt(new, self.store).adopted if new else ()
         if old:  # only images that had failed before failed again, and nothing is new
             discard(self.store, *old)

@@ -89,7 +89,7 @@ def _show(done: Deployed) -> None:
 
 def refresh(arguments: Namespace) -> int:
     """`rhumb refresh RECIPE --out CATALOG`."""
-    from flows.run_settings import TASKS
+    from flows.runners import TASKS
 
     settings = run_settings(arguments)
     recipe = open_recipe(arguments.recipe)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import ValidationError
-
-from flows.run_settings import RunnerName, RunSettings
+from flows.runners import RunnerName
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from flows.run_settings import RunSettings
 
 RUN: tuple[tuple[str, dict[str, Any]], ...] = (
     (
@@ -36,6 +37,10 @@ RUN: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def run_settings(arguments: Namespace) -> RunSettings:
     """What `RUN` was given. Raises InputError naming the option that does not fit."""
+    from pydantic import ValidationError  # a sixth of a second, which the parser of every command must not wait for
+
+    from flows.run_settings import RunSettings
+
     values = {name: getattr(arguments, name) for name in ("runner", "workers", "address", "image_timeout")}
     try:
         return RunSettings(**{name: value for name, value in values.items() if value is not None})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RunnerName = Literal["here", "processes", "prefect", "dask", "ray"]
-TASKS: tuple[RunnerName, ...] = ("prefect", "dask", "ray")  # runners that are tasks of a Prefect flow
+from flows.runners import RunnerName
 
 
 class RunSettings(BaseModel):

@@ -14,7 +14,8 @@ from flows.miner import MiningReport
 from flows.mining import chunk_count, mine
 from flows.opening import model_place, open_model
 from flows.recipe import Recipe
-from flows.run_settings import TASKS, RunSettings
+from flows.run_settings import RunSettings
+from flows.runners import TASKS
 from flows.runners.capacity import usable_workers
 from flows.runners.contract import Runner, run_here
 from flows.runners.processes import in_processes

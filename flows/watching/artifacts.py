@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from uuid import UUID
 
 from PIL import Image
 
-from flows.watching.events import LOGGER
+from flows.watching.events import heard_by
 from flows.watching.live import FIGURES, facts, pace
 from flows.watching.progress import Progress, Watcher
 from flows.watching.run_report import SHEET, RunReport, markdown, safe
@@ -137,12 +136,9 @@ def logged() -> Iterator[None]:
     """Send the events of the logger "rhumb" to the flow run's log while the block runs."""
     from prefect.logging.handlers import APILogHandler
 
-    handler, former = APILogHandler(), LOGGER.level
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(min(former or logging.INFO, logging.INFO))
+    handler = APILogHandler()
     try:
-        yield
+        with heard_by(handler):
+            yield
     finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.setLevel(former)
         handler.flush()

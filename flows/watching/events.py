@@ -120,6 +120,16 @@ def log_to(path: Path | None) -> Iterator[None]:
         raise InputError(
             "--log", f"{path} ({error.strerror})", "a file that can be written", "Choose another"
         ) from error
+    try:
+        with heard_by(handler):
+            yield
+    finally:
+        handler.close()
+
+
+@contextmanager
+def heard_by(handler: logging.Handler) -> Iterator[None]:
+    """Give events of level INFO and above to a handler while the block runs; closing it is the caller's."""
     former = LOGGER.level
     LOGGER.addHandler(handler)
     LOGGER.setLevel(min(former or logging.INFO, logging.INFO))
@@ -128,4 +138,3 @@ def log_to(path: Path | None) -> Iterator[None]:
     finally:
         LOGGER.removeHandler(handler)
         LOGGER.setLevel(former)
-        handler.close()
