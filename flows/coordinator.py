@@ -17,7 +17,7 @@ from flows.watching.progress import Progress
 from flows.work import Desk, Work, stop_marker
 from pipeline.errors import CatalogError
 
-COMMIT_SHARE = 0.05  # of the time, at most, that goes into commits
+COMMIT_SHARE = 0.02  # of the time, at most, that goes into commits
 ROUNDS = 3  # in which work that came to nothing is handed out again
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 
 from flows.work import Desk, Work
 
@@ -17,10 +16,3 @@ def run_here(desk: Desk, works: Iterable[Work]) -> Iterator[None]:
     for work in works:
         desk.do(work)
         yield
-
-
-def batches(works: Iterable[Work], size: int) -> Iterator[list[Work]]:
-    """Works in groups of `size`; the last may be smaller."""
-    rest = iter(works)
-    while batch := list(islice(rest, size)):
-        yield batch

@@ -38,7 +38,7 @@ def in_processes(workers: int) -> Runner:
     def run(desk: Desk, works: Iterable[Work]) -> Iterator[None]:
         job, rest = replace(desk.job, threads=1), iter(works)
         for _ in range(DEATHS):
-            waiting: dict[Future[int], Work] = {}
+            waiting: dict[Future[float], Work] = {}
             try:
                 yield from _in_pool(workers, job, rest, waiting)
                 return
@@ -52,7 +52,7 @@ def in_processes(workers: int) -> Runner:
     return run
 
 
-def _in_pool(workers: int, job: Job, works: Iterable[Work], waiting: dict[Future[int], Work]) -> Iterator[None]:
+def _in_pool(workers: int, job: Job, works: Iterable[Work], waiting: dict[Future[float], Work]) -> Iterator[None]:
     """Have works done by new processes; `waiting` holds those that are not known to be done.
 
     Raises BrokenProcessPool: a process died.
@@ -78,7 +78,7 @@ def _in_pool(workers: int, job: Job, works: Iterable[Work], waiting: dict[Future
         pool.shutdown(cancel_futures=True)
 
 
-def _take_done(waiting: dict[Future[int], Work]) -> None:
+def _take_done(waiting: dict[Future[float], Work]) -> None:
     """Wait about a second, or until something is done, which is taken out. Raises the error of one that failed."""
     ready, _ = wait(waiting, timeout=_WAIT_SECONDS, return_when=FIRST_COMPLETED)
     for future in ready:

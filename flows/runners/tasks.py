@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from prefect import Task
@@ -19,7 +20,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from flows.run_settings import RunSettings
-from flows.runners.contract import Runner, batches
+from flows.runners.contract import Runner
 from flows.transient import is_transient
 from flows.work import Desk, Work, do_batch, keep
 from pipeline.errors import InputError
@@ -28,6 +29,7 @@ MOST_TASKS = 200  # of a run whose number of images is known
 BATCH = 8  # works in a task where it is not
 AHEAD = 2  # tasks waiting, per worker
 SHARE = 4  # tasks that each worker should get at least, so that none waits long for the last
+TASK_SECONDS = 10.0  # that a task should take, where works are short: beginning and ending one takes about a tenth
 _WAIT_SECONDS = 0.5
 
 TaskRunner = AbstractContextManager[Any]
@@ -43,7 +45,8 @@ def in_tasks(settings: RunSettings, chunks: int, known: bool = True) -> Runner:
 
     def run(desk: Desk, works: Iterable[Work]) -> Iterator[None]:
         count = settings.workers or (1 if settings.runner == "prefect" else len(os.sched_getaffinity(0)))
-        size = max(1, min(chunks // (SHARE * count), -(-chunks // MOST_TASKS))) if known else BATCH
+        most = max(1, chunks // (SHARE * count)) if known else None
+        grouped = _Batches(works, min(most, -(-chunks // MOST_TASKS)) if most is not None else BATCH, most)
         mine_batch = Task(
             fn=do_batch,
             name="mine batch",
@@ -59,24 +62,44 @@ def in_tasks(settings: RunSettings, chunks: int, known: bool = True) -> Runner:
         if settings.runner == "prefect":
             keep(desk)
         with _opened(settings, count) as runner:
-            waiting: list[PrefectFuture[int]] = []
-            for batch in batches(works, size):
+            waiting: list[PrefectFuture[float]] = []
+            for batch in grouped:
                 waiting.append(runner.submit(mine_batch, {"job": job, "batch": batch}))
                 while len(waiting) >= AHEAD * count:
-                    waiting = _some_done(waiting)
+                    waiting = _some_done(waiting, grouped)
                     yield
             while waiting:
-                waiting = _some_done(waiting)
+                waiting = _some_done(waiting, grouped)
                 yield
 
     return run
 
 
-def _some_done(waiting: list[PrefectFuture[int]]) -> list[PrefectFuture[int]]:
+class _Batches:
+    """Works in groups, each of as many as take about `TASK_SECONDS` by what the last one took.
+
+    `least` and `most` of a group; no bound where `most` is None.
+    """
+
+    def __init__(self, works: Iterable[Work], least: int, most: int | None) -> None:
+        self._works, self._least, self._most = iter(works), least, most
+        self._size = least
+
+    def __iter__(self) -> Iterator[list[Work]]:
+        while batch := list(islice(self._works, self._size)):
+            yield batch
+
+    def took(self, seconds: float) -> None:
+        """What each work of a group took."""
+        fitting = max(self._least, int(TASK_SECONDS / max(seconds, 1e-3)))
+        self._size = fitting if self._most is None else min(fitting, self._most)
+
+
+def _some_done(waiting: list[PrefectFuture[float]], grouped: _Batches) -> list[PrefectFuture[float]]:
     """Those that are not done after a while. Raises the error of one that failed."""
     ready, left = wait(waiting, timeout=_WAIT_SECONDS)
     for future in ready:
-        future.result(raise_on_failure=True)
+        grouped.took(future.result(raise_on_failure=True))
     return list(left)
 
 
@@ -116,14 +139,31 @@ def _dask(settings: RunSettings, count: int) -> TaskRunner:
     except ImportError as error:
         raise _missing("dask") from error
     if settings.address is None:
-        local = {"n_workers": count, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        return DaskTaskRunner(cluster_kwargs={**local, "host": "127.0.0.1"})
+        local = {"n_workers": count, "threads_per_worker": 1, "processes": True}
+        # Without an address it serves at a fixed port, dashboard or not.
+        quiet = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+        return _configured(DaskTaskRunner(cluster_kwargs={**local, **quiet}))
     try:
         with Client(settings.address, timeout=10, set_as_default=False):
             pass
     except (OSError, ValueError) as error:
         raise _unreachable(settings.address, "a Dask scheduler", error) from error
     return DaskTaskRunner(address=settings.address)
+
+
+@contextmanager
+def _configured(runner: TaskRunner) -> Iterator[Any]:
+    """A cluster of this machine whose workers compute as fast as a process without Dask.
+
+    Dask has the memory allocator give back at once whatever is free, with which a network pass takes a fifth more time,
+    and looks at the stack of the thread that computes a hundred times a second.
+    """
+    import dask
+
+    trim = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
+    changes = {trim: None, "distributed.worker.profile.enabled": False}
+    with dask.config.set(changes), runner as open_runner:
+        yield open_runner
 
 
 def _ray(settings: RunSettings, count: int) -> TaskRunner:

@@ -5,8 +5,9 @@
 - `flow`: many small images by a tiny model in one Prefect flow, its server a process of its own. An image takes one
   round of power iteration instead of a search, about a tenth of a second: real ones take seconds to minutes, of which
   the same overhead is a smaller share. Overhead is the share of the run, from when the catalog is open until the last
-  commit, in which no image was being mined: not spent on reading, mining and writing pieces of work. Memory is what
-  the command holds, sampled all along.
+  commit, in which the thread that reads, mines and writes pieces of work did not have the processor: commits and
+  Prefect's own threads take it away from it, even where they run beside it. Memory is what the command holds, sampled
+  all along.
 - `dask`: a Dask cluster of two single-threaded workers against one single-threaded process, both on the same two cores,
   from when every worker has the model until the first has nothing left.
 
@@ -114,7 +115,7 @@ def flow(scratch: Path, images: int, limit: float, clock: Clock) -> tuple[list[T
             parts = command.wait(limit)
     finally:
         server.kill()
-    run, worked = total(parts, "run"), total(parts, "work")
+    run, worked = total(parts, "run"), sum(part.cpu for part in parts if part.what == "work")
     commits = sum(part.what == "commit" for part in parts)
     with Catalog.open(command.folder / "catalog") as catalog:
         held = catalog.images().num_rows
@@ -126,6 +127,7 @@ def flow(scratch: Path, images: int, limit: float, clock: Clock) -> tuple[list[T
         "problems": list(problems),
         "run_seconds": run,
         "seconds_by_part": {what: total(parts, what) for what in ("work", "deposit", "commit")},
+        "seconds_that_the_mining_thread_ran": worked,
         "images_per_second": images / run,
         "overhead_ms_per_image": 1e3 * (run - worked) / images,
         "commits": commits,
@@ -136,7 +138,7 @@ def flow(scratch: Path, images: int, limit: float, clock: Clock) -> tuple[list[T
         "load_before": command.load,
     }  # fmt: skip
     targets = [
-        at_most("share of the run in which no image was being mined", 1 - worked / run, OVERHEAD),
+        at_most("share of the run in which the thread that mines did not run", 1 - worked / run, OVERHEAD),
         at_most("MiB that memory grows for 1,000 images in the second half", slope, GROWTH),
         at_most("share of the run that goes into commits", total(parts, "commit") / run, COMMITS),
         at_most("images lost or doubled in the flow", abs(images - held), 0),

@@ -18,7 +18,8 @@ from typing import Any
 class Part:
     """One part: what (`work`, `deposit`, `commit`, `run`), by which process, from when to when, for how many images.
 
-    `cpu` seconds that its process had the processor meanwhile: less than the rest where others had it.
+    `cpu` seconds that its thread had the processor meanwhile: less than the rest where other threads of the process, or
+    other processes, had it.
     """
 
     what: str
@@ -41,11 +42,11 @@ def note_parts(path: Path) -> None:
 
     def timed(what: str, real: Callable[..., Any], images: Callable[..., int] = lambda *_: 0) -> Callable[..., Any]:
         def call(*asked: Any, **options: Any) -> Any:
-            begin, used = time.monotonic(), time.process_time()
+            begin, used = time.monotonic(), time.thread_time()
             try:
                 return real(*asked, **options)
             finally:
-                used = time.process_time() - used
+                used = time.thread_time() - used
                 _add(path, Part(what, os.getpid(), begin, time.monotonic(), images(*asked), used))
 
         return call

@@ -17,6 +17,7 @@ import pytest
 import flows.miner
 from catalog.verify import verify
 from flows.run_settings import RunSettings
+from flows.work import Work
 from pipeline.errors import InputError
 from tests.benchmarks.fault_driver import Plan
 from tests.benchmarks.fault_world import Content, Server, answer_of, content, ended, judged, small_world, start
@@ -127,6 +128,24 @@ def test_a_dask_worker_that_is_killed_amid_its_work_is_replaced_and_the_catalog_
 def test_ray_mines_the_same_catalog(server: Server, recipe: Path, truth: Content, tmp_path: Path) -> None:
     run = Running(recipe, tmp_path, server, "--runner", "ray", "--workers", "2")
     run.end(truth)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "sizes"),
+    [(1.0, None, [2, 10, 10, 8]), (1.0, 4, [2, 4, 4, 4]), (60.0, None, [2, 2, 2, 2]), (0.0, 40, [2, 28])],
+)
+def test_tasks_grow_until_they_take_long_enough_and_leave_some_for_every_worker(
+    seconds: float, most: int | None, sizes: list[int]
+) -> None:
+    from flows.runners.tasks import _Batches
+
+    works = [Work(((f"{number}.png", f"{number:032x}"),)) for number in range(30)]
+    grouped, found = _Batches(works, 2, most), []
+    for batch in grouped:
+        found.append(batch)
+        grouped.took(seconds)
+    assert [len(batch) for batch in found][: len(sizes)] == sizes
+    assert [work for batch in found for work in batch] == works
 
 
 @pytest.mark.parametrize(("runner", "package"), [("dask", "prefect_dask"), ("ray", "prefect_ray")])
