@@ -10,7 +10,7 @@ PIP_FLAGS ?= --disable-pip-version-check --quiet
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help demo test pytest lint format types imports report wheel clean
+.PHONY: help demo test pytest lint format types imports report pack wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,13 @@ types: $(VENV)/.dev  ## mypy, strict
 
 imports: $(VENV)/.dev  ## flows -> catalog, pipeline; never back
 	$(BIN)/lint-imports
+
+pack: $(VENV)/.run  ## mine the pack builtin/faces64 anew, into build/pack/hub (half an hour)
+	$(BIN)/rhumb mine data/builtin/faces64-pack.yaml --out build/pack/catalog
+	$(BIN)/rhumb concepts build/pack/catalog --build -k 1
+	$(BIN)/rhumb publish build/pack/catalog build/pack/whole/rhumb/faces64 --version 1.0.0
+	$(BIN)/rhumb pull build/pack/whole/rhumb/faces64 --prototypes --kind local --kind individual --out build/pack/part
+	$(BIN)/rhumb publish build/pack/part build/pack/hub/builtin/faces64 --version 1.0.0
 
 wheel: $(VENV)/.run  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .

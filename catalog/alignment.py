@@ -24,9 +24,11 @@ def unit_rows(array: np.ndarray) -> np.ndarray:
 def mask_centres(catalog: Catalog, image_ids: Sequence[str], region: str) -> np.ndarray:
     """(n, 2) float64 centres of gravity (down, right) of a region's masks as shares of the picture's height and width.
 
-    NaN where an image has no mask of that name, as joint components have none. Decodes one mask per distinct image.
-    Raises CatalogError for a mask without a pixel.
+    NaN where an image has no mask of that name, as joint components have none, and in a catalog without masks.
+    Decodes one mask per distinct image. Raises CatalogError for a mask without a pixel.
     """
+    if catalog.lacks("mask"):
+        return np.full((len(image_ids), 2), np.nan)
     known = {image_id: _centre(catalog, image_id, region) for image_id in dict.fromkeys(image_ids)}
     return np.array([known[image_id] for image_id in image_ids], dtype=np.float64).reshape(-1, 2)
 

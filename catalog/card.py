@@ -14,14 +14,16 @@ from catalog.manifest import Manifest, Provenance
 from catalog.schema import TABLES
 
 _NOT_STATED = "not stated"
-_MARKS = frozenset("\\`*_[]|#!")
+_MARKS = frozenset("\\`*_[]|#!~$")
+_LOOKALIKES = str.maketrans("[]<>", "()\u2039\u203a")
 
 
 @dataclass(frozen=True)
 class CardFields:
     """What only the publisher knows. Licences are SPDX-like names or plain words; `citations` are whole entries.
 
-    `remarks`: sentences about this version: what was left out of it, and what it was published in spite of.
+    `remarks`: sentences about this version: what was left out of it, and what it was published in spite of. `changes`:
+    sentences on what it changes, besides what manifests and figures tell.
     """
 
     title: str = ""
@@ -32,6 +34,7 @@ class CardFields:
     citations: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 def _yaml(fields: Mapping[str, Any], tables: Sequence[str] = TABLES) -> str:
@@ -46,12 +49,18 @@ def _yaml(fields: Mapping[str, Any], tables: Sequence[str] = TABLES) -> str:
 
 
 def escape(text: object) -> str:
-    """Text from data or recipes made safe for Markdown and HTML, on one line."""
-    flat = " ".join(str(text).split())
+    """Text from data or recipes made safe for Markdown and HTML, on one line, every character of it to be seen."""
+    flat = "".join(c for c in " ".join(str(text).split()) if c.isprintable())
     return "".join(f"&#{ord(c)};" if c in _MARKS else html.escape(c, quote=False) for c in flat)
 
 
-def _size_category(rows: int) -> str:
+def shown(text: object) -> str:
+    """`escape` for cards that travel: without brackets and angles, so safe even where entities are undone again."""
+    return escape(str(text).translate(_LOOKALIKES))
+
+
+def size_category(rows: int) -> str:
+    """What the Hub calls a number of rows."""
     for top, label in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
         if rows < top:
             return label
@@ -114,7 +123,7 @@ def _front_matter(manifest: Manifest, fields: CardFields, title: str) -> str:
     if not known:
         head["license_name"] = "not-stated"
     head["tags"] = sorted({"rhumb", "editing-directions", "diffusion", *fields.tags})
-    head["size_categories"] = [_size_category(manifest.rows("directions"))]
+    head["size_categories"] = [size_category(manifest.rows("directions"))]
     return _yaml(head, [*TABLES, *(["concepts"] if manifest.concepts is not None else [])])
 
 

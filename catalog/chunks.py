@@ -12,6 +12,7 @@ from catalog.manifest import FailedImage, FileEntry
 from catalog.places import Known
 from catalog.records import Chunk, DirectionRecord, content_id
 from catalog.schema import KEYS, TABLES, Layout
+from catalog.secrecy import without_secrets
 from catalog.shards import LONGEST_LIST, open_shard
 from catalog.tables import check_id, to_tables
 from pipeline.errors import CatalogError
@@ -98,7 +99,7 @@ def failures_of(chunk: Chunk) -> dict[str, FailedImage]:
     """The images of a chunk that were not mined, by id."""
     return {
         record.image_id: FailedImage(
-            source=record.source, reason=record.failure or "no reason given", chunk=chunk.chunk_id
+            source=record.source, reason=without_secrets(record.failure or "no reason given"), chunk=chunk.chunk_id
         )
         for record in chunk.images
         if record.failure is not None

@@ -45,7 +45,10 @@ class Difference:
 
 
 def diff(former: Catalog, later: Catalog) -> Difference:
-    """What `later` adds, changes and drops. Cost: reads the vectors of directions that both have once, in blocks."""
+    """What `later` adds, changes and drops.
+
+    Cost: reads the vectors of directions that both have once, in blocks, but not of shards that both have.
+    """
     added, dropped, changed = {}, {}, []
     for table in TABLES:
         one, two = former.ids(table), later.ids(table)
@@ -62,7 +65,8 @@ def _changes(former: Catalog, later: Catalog, table: str) -> Iterator[Change]:
     light = [read(catalog).select(columns) for catalog in (former, later)]
     both = np.intersect1d(former.ids(table), later.ids(table), assume_unique=True)
     if table == "directions":
-        rows = [former.shard_rows(path) for path in former.manifest.shards(table)]
+        alone = [p for p in former.manifest.shards(table) if later.manifest.files.get(p) != former.manifest.files[p]]
+        rows = [former.shard_rows(path) for path in alone]
         stored = former.ids()[np.concatenate([np.zeros(0, np.int64), *rows])]
         both = stored[np.isin(stored, both)]
     for start in range(0, len(both), _BLOCK):
@@ -104,6 +108,7 @@ def _provenance(former: Catalog, later: Catalog) -> dict[str, tuple[object, obje
     one, two = (c.manifest.provenance.model_dump(mode="json") for c in (former, later))
     codecs = [{space: spec.model_dump() for space, spec in c.layout.codecs.items()} for c in (former, later)]
     one["codecs"], two["codecs"] = codecs
+    one["left_out"], two["left_out"] = former.manifest.left_out, later.manifest.left_out
     return {name: (one[name], two[name]) for name in one if one[name] != two[name]}
 
 

@@ -91,15 +91,15 @@ def build_concepts(
     of `former`, or else a prototype of |cos| 0.8 at the same place, keeps its id and its sign; another is named after
     its medoid, and its prototype's largest entry is positive. Neither commits, shards nor signs of vectors matter.
     Randomness: `seed`, by NumPy's default_rng, for sketches and samples. Concepts of `former` that are of other
-    `regions` than those asked for are kept as they are.
+    `regions` than those asked for are kept as they are. In a catalog without masks nothing is moved to one place.
 
     Cost per group of n directions: reads every vector once, and members twice more where all together take over half
     a gigabyte; one mask per image; memory half a gigabyte twice, then 8 KB per direction (sketches of 512 entries,
     effects whole twice); see `clustering` for products.
     """
-    provenance = catalog.manifest.provenance
-    shapes = provenance.shapes, provenance.effect_shape
-    known = read_concepts(former, *shapes) if former is not None else []
+    layout = catalog.layout
+    shapes, left_out = (layout.spaces, layout.effect_shape), layout.left_out
+    known = read_concepts(former, *shapes, left_out=left_out) if former is not None else []
     done = [concept for concept in known if regions is not None and concept.region not in regions]
     taken = {concept.concept_id for concept in known}
     for values in _groups(catalog, regions):
@@ -111,7 +111,7 @@ def build_concepts(
         for concept in _named(catalog, built, mine, taken):
             taken.add(concept.concept_id)
             done.append(concept)
-    return concepts_table(done, *shapes)
+    return concepts_table(done, *shapes, left_out)
 
 
 def _groups(catalog: Catalog, regions: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -253,8 +253,10 @@ def between_owners(rows: np.ndarray, owners: np.ndarray) -> float:
     return float((total @ total - (sums**2).sum()) / pairs) if pairs else 0.0
 
 
-def _preview(catalog: Catalog, direction_id: str, sign: int) -> bytes:
-    """The preview of a direction as a PNG, its ends exchanged where the sign is -1."""
+def _preview(catalog: Catalog, direction_id: str, sign: int) -> bytes | None:
+    """The preview of a direction as a PNG, its ends exchanged where the sign is -1; None in a catalog without."""
+    if catalog.lacks("preview"):
+        return None
     picture = catalog.preview(direction_id)
     return encode_png(picture if sign > 0 else np.concatenate(np.split(picture, 3, axis=1)[::-1], axis=1))
 
@@ -313,8 +315,10 @@ def _turned(concept: Concept, sign: int, key: str) -> Concept:
     """A concept under another id, and turned around where the sign is -1."""
     if sign > 0:
         return replace(concept, concept_id=key)
-    picture = np.concatenate(np.split(concept.pictures(), 3, axis=1)[::-1], axis=1)
+    preview = None
+    if concept.preview is not None:
+        preview = encode_png(np.concatenate(np.split(concept.pictures(), 3, axis=1)[::-1], axis=1))
     return replace(
         concept, concept_id=key, signs=tuple(-s for s in concept.signs), vector=-concept.vector,
-        effect=-concept.effect, preview=encode_png(picture),
+        effect=-concept.effect, preview=preview,
     )  # fmt: skip

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from catalog.codecs import NORM_TOLERANCE
 from catalog.fs import sha256_of
+from catalog.manifest import ID_BYTES
 from catalog.pictures import decode_png, effect_picture, encode_png
 from catalog.reader import SHORTEST_PREFIX, Catalog
 from catalog.rules import check_concept, check_id
@@ -42,7 +43,8 @@ class Concept:
     are medians over the members, measured on their own images; the ranges are 10 and 90 %. `medoid` is the member
     nearest to the mean: the prototype lies where that image (`image_id`, `region_id`) has the region. `vector` float32
     in the shape of the space, unit norm: the mean of the members, each turned and moved there. `effect` float32
-    (C, h, w) likewise. `preview` is the medoid's, a PNG: at -strength, 0 and +strength of its own.
+    (C, h, w) likewise. `preview` is the medoid's, a PNG: at -strength, 0 and +strength of its own; None in a catalog
+    that was published without previews. In a part of a pack the medoid is there, and other members may be missing.
     """
 
     concept_id: str
@@ -70,15 +72,28 @@ class Concept:
     region_id: str | None
     vector: np.ndarray
     effect: np.ndarray
-    preview: bytes
+    preview: bytes | None
 
     def pictures(self) -> np.ndarray:
-        """uint8 (H, 3 W, 3): the medoid's posterior mean, the prototype's minus way, unchanged, and its plus way."""
+        """uint8 (H, 3 W, 3): the medoid's posterior mean, the prototype's minus way, unchanged, and its plus way.
+
+        Raises NotFoundError where previews are left out.
+        """
+        if self.preview is None:
+            raise NotFoundError(
+                f"preview of concept {self.concept_id}", "left out of this pack", "a catalog with previews",
+                "Pull it with previews if it was published with them",
+            )  # fmt: skip
         return decode_png(self.preview, f"concept {self.concept_id}: preview")
 
 
-def concepts_schema(spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...]) -> pa.Schema:
-    """Arrow schema of the table `concepts`: one row each, vectors as float16, those of the other space null."""
+def concepts_schema(
+    spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...], left_out: Collection[str] = ()
+) -> pa.Schema:
+    """Arrow schema of the table `concepts`: one row each, vectors as float16, those of the other space null.
+
+    `left_out`: columns that the catalog does not have, as of its other tables.
+    """
     fields = plain(pa.string(), "concept_id", "region", "space", "kind") + plain(pa.int32(), "timestep")
     fields += plain(list_of(pa.string()), "datasets")
     fields += [pa.field(name, list_of(dtype), nullable=False) for name, dtype in _LISTS.items()]
@@ -87,9 +102,8 @@ def concepts_schema(spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[i
     fields += plain(list_of(pa.string()), "parents") + pictures("effect", "preview")
     fields.append(fixed_list("effect_vector", pa.float16(), tuple(effect_shape)))
     own = sorted(spaces)[::-1]
-    return with_features(
-        fields + [fixed_list(vector_column(space), pa.float16(), spaces[space], nullable=True) for space in own]
-    )
+    fields += [fixed_list(vector_column(space), pa.float16(), spaces[space], nullable=True) for space in own]
+    return with_features([field for field in fields if field.name not in left_out])
 
 
 def _halves(array: np.ndarray, field: str) -> np.ndarray:
@@ -103,10 +117,13 @@ def _halves(array: np.ndarray, field: str) -> np.ndarray:
 
 
 def concepts_table(
-    concepts: Sequence[Concept], spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...]
+    concepts: Sequence[Concept],
+    spaces: Mapping[str, tuple[int, ...]],
+    effect_shape: tuple[int, ...],
+    left_out: Collection[str] = (),
 ) -> pa.Table:
     """Concepts as the table that is stored, sorted by id. Raises CatalogError: a vector that is not of unit norm."""
-    schema = concepts_schema(spaces, effect_shape)
+    schema = concepts_schema(spaces, effect_shape, left_out)
     rows = [_row(concept) for concept in sorted(concepts, key=lambda c: c.concept_id)]
     return pa.Table.from_pylist(rows, schema=schema)
 
@@ -128,10 +145,14 @@ def _row(concept: Concept) -> dict[str, Any]:
 
 
 def read_concepts(
-    table: pa.Table | None, spaces: Mapping[str, tuple[int, ...]], effect_shape: tuple[int, ...], name: str = "concepts"
+    table: pa.Table | None,
+    spaces: Mapping[str, tuple[int, ...]],
+    effect_shape: tuple[int, ...],
+    name: str = "concepts",
+    left_out: Collection[str] = (),
 ) -> list[Concept]:
     """The concepts of a stored table, sorted by id. Raises CatalogError naming `name`, the concept and the field."""
-    schema = concepts_schema(spaces, effect_shape)
+    schema = concepts_schema(spaces, effect_shape, left_out)
     if table is None or not table.schema.equals(schema):
         raise CatalogError(name, "other columns or types", "those of a table of concepts", _BUILD)
     try:
@@ -179,7 +200,7 @@ def _concept(row: dict[str, Any], spaces: Mapping[str, tuple[int, ...]], name: s
         leakage_range=(row["leakage_q10"], row["leakage_q90"]),
         vector=vector,
         effect=effect,
-        preview=row["preview"]["bytes"],
+        preview=row["preview"]["bytes"] if "preview" in row else None,
     )
 
 
@@ -195,8 +216,10 @@ def stored_table(catalog: Catalog) -> pa.Table | None:
     path, known = catalog.file(entry.path), catalog.manifest.files[entry.path]
     if not path.is_file() or path.stat().st_size != known.bytes or sha256_of(path) != known.sha256:
         raise CatalogError(str(path), "a missing or changed file", "the concepts as committed", _BUILD)
-    schema = concepts_schema(catalog.layout.spaces, catalog.layout.effect_shape)
+    schema = concepts_schema(catalog.layout.spaces, catalog.layout.effect_shape, catalog.layout.left_out)
     members = max(1, catalog.manifest.rows("directions"))  # no direction of a group is in two concepts
+    if catalog.manifest.part is not None:
+        members = max(members, known.bytes // ID_BYTES)
     try:
         with open_shard(path, known, schema, longest=members) as file:
             _check_sizes(file.metadata, schema, entry.rows, members, str(path))
@@ -231,37 +254,42 @@ def concept_problems(catalog: Catalog) -> Iterator[str]:
     table = stored_table(catalog)
     if entry is None or table is None:
         return
-    concepts = read_concepts(table, catalog.layout.spaces, catalog.layout.effect_shape, entry.path)
-    effects = dict(zip(table.column("concept_id").to_pylist(), table.column("effect").to_pylist(), strict=True))
+    layout = catalog.layout
+    concepts = read_concepts(table, layout.spaces, layout.effect_shape, entry.path, layout.left_out)
+    keys, effects = table.column("concept_id").to_pylist(), dict[str, Any]()
+    if not catalog.lacks("effect"):
+        effects = dict(zip(keys, table.column("effect").to_pylist(), strict=True))
     for concept in concepts:
         at = f"concept {concept.concept_id}"
         try:
-            decode_png(effects[concept.concept_id]["bytes"], f"{at}: effect")
-            shown = concept.pictures().shape
-            if shown != catalog.preview(concept.medoid).shape:
-                yield f"{at}: preview of {shown}, not as large as its medoid's"
+            if effects:
+                decode_png(effects[concept.concept_id]["bytes"], f"{at}: effect")
+            if not catalog.lacks("preview") and concept.pictures().shape != catalog.preview(concept.medoid).shape:
+                yield f"{at}: preview of {concept.pictures().shape}, not as large as its medoid's"
         except (CatalogError, NotFoundError) as error:
             yield str(error)
         yield from (f"{at}: {what}" for what in _odd_joins(catalog, concept))
 
 
 def _odd_joins(catalog: Catalog, concept: Concept) -> Iterator[str]:
-    """What of a concept is not as the directions it was made of have it."""
-    wanted, ids = np.array(concept.members, dtype="S32"), catalog.ids()
-    places = np.minimum(np.searchsorted(ids, wanted), max(0, len(ids) - 1))
+    """What of a concept is not as the directions it was made of have it: in a part of a pack, those that are there."""
     missing = [member for member in concept.members if not catalog.holds(member)]
-    for member in missing:
+    whole = catalog.manifest.part is None
+    for member in missing if whole else {concept.medoid}.intersection(missing):
         yield f"member {member} is not in the catalog"
-    if missing:
+    if missing and (whole or concept.medoid in missing):
         return
+    wanted = np.array(sorted(set(concept.members).difference(missing)), dtype="S32")
+    places = np.searchsorted(catalog.ids(), wanted)
     of_members = {name: catalog.column(name).take(pa.array(places)) for name in (*_GROUP, "dataset", "image_id")}
     for name in _GROUP:
         if of_members[name].unique().to_pylist() != [getattr(concept, name)]:
             yield f"{name} {getattr(concept, name)} is not that of its members"
-    if sorted(of_members["dataset"].unique().to_pylist()) != sorted(concept.datasets):
+    datasets, images = set(of_members["dataset"].unique().to_pylist()), len(of_members["image_id"].unique())
+    if datasets - set(concept.datasets) or (not missing and sorted(datasets) != sorted(concept.datasets)):
         yield "datasets are not those of its members"
-    if len(of_members["image_id"].unique()) != concept.images:
-        yield f"{concept.images} images, {len(of_members['image_id'].unique())} with members"
+    if images > concept.images or (not missing and images != concept.images):
+        yield f"{concept.images} images, {images} with members"
     home = catalog.rows([concept.medoid], ["image_id", "region_id"])[0]
     if home != {"image_id": concept.image_id, "region_id": concept.region_id}:
         yield f"image {concept.image_id}, region {concept.region_id} are not those of its medoid"
@@ -277,8 +305,8 @@ def load_concepts(catalog: Catalog) -> list[Concept]:
         raise CatalogError("concepts", "none in the catalog", "concepts of its directions", _BUILD)
     if entry.directions_fingerprint != catalog.manifest.directions_fingerprint:
         raise CatalogError("concepts", "those built before the last commit", "concepts of these directions", _BUILD)
-    provenance = catalog.manifest.provenance
-    return read_concepts(table, provenance.shapes, provenance.effect_shape, entry.path)
+    layout = catalog.layout
+    return read_concepts(table, layout.spaces, layout.effect_shape, entry.path, layout.left_out)
 
 
 def find_concept(concepts: Sequence[Concept], key: str) -> Concept:
@@ -296,8 +324,11 @@ def find_concept(concepts: Sequence[Concept], key: str) -> Concept:
 def disagreeing_images(catalog: Catalog, concept: Concept) -> list[str]:
     """Ids of images that have directions of the concept's region, space, kind and timestep, and do not bear it out.
 
-    They have no member, or none whose effect has a cosine of at least 0.5 to the mean of the other members'. Sorted.
+    They have no member, or none whose effect has a cosine of at least 0.5 to the mean of the other members'. Sorted;
+    none where members are missing, as in a part of a pack: whose images they are of is not known.
     """
+    if not all(map(catalog.holds, concept.members)):
+        return []
     names = ("region", "space", "kind", "timestep")
     rows = catalog.select(**{name: getattr(concept, name) for name in names})
     images = catalog.column("image_id")

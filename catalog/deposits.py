@@ -18,7 +18,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from catalog.canonical import check_seal, read_json, sealed
 from catalog.chunks import Masks, checked_tables, digest_of, digest_of_ids, failures_of, masks_of, read_back, sources_of
 from catalog.codecs import CodecSpec
-from catalog.fs import INCOMING, check_part, write_flushed_by
+from catalog.fs import INCOMING, check_part, write_flushed_by, writing_to
+from catalog.local_store import checked_name
 from catalog.manifest import ChunkEntry, ChunkId, FailedImage, FileEntry, Id, Manifest, RelativePath, Shape, Strict
 from catalog.places import Known
 from catalog.records import Chunk, content_id
@@ -156,7 +157,7 @@ def write_deposit(
     files: dict[str, FileEntry] = {}
     put: list[str] = []
     try:
-        with store.drafts(folder_of(job_id)) as drafts:
+        with writing_to(store.place), store.drafts(folder_of(job_id)) as drafts:
             for table in TABLES:
                 if tables[table].num_rows:
                     path, entry = _draft(drafts, table, tables[table], target.layout)
@@ -314,17 +315,18 @@ def discard(store: Store, *deposits: Deposit) -> None:
     """Remove deposits. The receipt goes first, so that no half of one ever looks whole."""
     store.delete(receipt_name(one.job_id, one.work_id) for one in deposits)
     folders = {folder_of(one.job_id, one.work_id) for one in deposits}
-    below = [name for job in sorted({one.job_id for one in deposits}) for name in store.list(folder_of(job))]
+    below = [name for job in sorted({one.job_id for one in deposits}) for name in _own_files(store, folder_of(job))]
     store.delete(name for name in below if "/".join(name.split("/")[:3]) in folders)
 
 
 def clean(store: Store, job_id: str | None = None) -> int:
     """Remove everything incoming of a job, or of all, but whole deposits; how many files that were.
 
-    For a coordinator whose workers have ended: what a living one is writing would go too.
+    For a coordinator whose workers have ended: what a living one is writing would go too. What no worker can have put
+    there is somebody else's and stays: links, and names that are not plain.
     """
     top = folder_of(job_id) if job_id is not None else INCOMING
-    below = store.list(top)
+    below = _own_files(store, top)
     whole: set[str] = set()
     for job in {name.split("/")[1] for name in below if name.count("/") > 1}:
         whole |= {folder_of(job, deposit.work_id) for deposit in whole_deposits(store, job)}
@@ -332,3 +334,20 @@ def clean(store: Store, job_id: str | None = None) -> int:
     store.delete(sorted(waste, key=lambda name: not name.endswith(RECEIPT)))
     store.tidy(top)
     return len(waste)
+
+
+def _own_files(store: Store, below: str) -> list[str]:
+    """Names of the files below a folder of deposits that a worker can have put there."""
+
+    def own(name: str) -> bool:
+        try:
+            check_part(name.split("/")[1])
+            if isinstance(store, LocalStore):
+                store.path(name)
+            else:
+                checked_name(name)
+        except CatalogError:
+            return False
+        return True
+
+    return [name for name in store.list(below) if own(name)]

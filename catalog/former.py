@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+LATER = frozenset({"concepts", "left_out", "part", "previous", "retired", "writer_features"})
+"""Keys that version 1 did not know."""
 _TABLES = ("directions", "images", "regions")
 
 

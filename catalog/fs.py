@@ -6,11 +6,12 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from pipeline.errors import CatalogError
+from pipeline.errors import CatalogError, InputError
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 FOLDERS: tuple[str, ...] = ("directions", "images", "regions", "index", "concepts", "pictures")
@@ -25,12 +26,22 @@ RUN = ".run"
 ORIGIN = ".origin"
 PROBE = ".probe"
 RECEIPTS = ".receipts"
-PRIVATE: tuple[str, ...] = (STAGING, VERSIONS, CACHE, INCOMING, RUN, PROBE, RECEIPTS)  # no part of the catalog
-_PARQUET_TAIL = 8  # bytes after the footer: its length and the magic
+LEASE = ".lease"
+PULLED = ".pulled.json"
+PRIVATE: tuple[str, ...] = (STAGING, VERSIONS, CACHE, INCOMING, RUN, PROBE, RECEIPTS, LEASE, PULLED)  # no part of it
+PARQUET_TAIL = 8  # bytes after the footer: its length and the magic
 FULL_DISK: frozenset[int] = frozenset({errno.ENOSPC, errno.EDQUOT})
+UNWRITABLE: frozenset[int] = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+)
 NO_LINKS: frozenset[int] = frozenset(
     {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 )
+
+
+def cache_folder() -> Path:
+    """Where what may be fetched again is kept: $RHUMB_CACHE, else ~/.cache/rhumb."""
+    return Path(os.environ.get("RHUMB_CACHE") or Path.home() / ".cache" / "rhumb").absolute()
 
 
 def check_relative(path: str) -> str:
@@ -69,9 +80,9 @@ def footer_sha256(path: Path) -> str:
     """sha256 of a Parquet file's footer, with its length and magic. Raises CatalogError for what cannot be one."""
     size = path.stat().st_size
     with path.open("rb") as stream:
-        stream.seek(max(0, size - _PARQUET_TAIL))
+        stream.seek(max(0, size - PARQUET_TAIL))
         tail = stream.read()
-        length = int.from_bytes(tail[:4], "little") + _PARQUET_TAIL
+        length = int.from_bytes(tail[:4], "little") + PARQUET_TAIL
         if tail[4:] != b"PAR1" or length > size:
             raise CatalogError(str(path), "no Parquet footer", "a whole Parquet shard", "Pull or mine it again")
         stream.seek(size - length)
@@ -113,3 +124,21 @@ def disk_error(where: Path, error: OSError) -> CatalogError | None:
         str(where), f"no space left ({error.strerror})", "room for the new files",
         "The former version is intact; free some space and run the same command again",
     )  # fmt: skip
+
+
+@contextmanager
+def writing_to(where: str | Path) -> Iterator[None]:
+    """A context whose errors of the file system are made clear: CatalogError for a full disk, InputError for a folder
+    that cannot be written to, or not be made."""
+    try:
+        yield
+    except OSError as error:
+        clear = disk_error(Path(where), error)
+        if clear is not None:
+            raise clear from error
+        if error.errno not in UNWRITABLE:
+            raise
+        raise InputError(
+            "folder", f"{str(where)[:200]} ({error.strerror})", "one that can be made and written to",
+            "Choose another by --out (RHUMB_CACHE for mirrors of stores), or see to who may write there",
+        ) from error  # fmt: skip

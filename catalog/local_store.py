@@ -12,9 +12,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from catalog.fs import NO_LINKS, create_flushed, disk_error, flush_folder, sha256_of, write_flushed
+from catalog.fs import (
+    NO_LINKS,
+    create_flushed,
+    disk_error,
+    flush_folder,
+    sha256_of,
+    write_flushed,
+    write_flushed_by,
+)
 from pipeline.errors import CatalogError, InputError, NotFoundError
 
+_BLOCK = 2**20
 _PART = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
@@ -36,12 +45,23 @@ class Store(ABC):
         """All bytes of a file."""
 
     @abstractmethod
+    def read_range(self, name: str, start: int, size: int) -> bytes:
+        """A piece of a file; only that travels. Raises CatalogError where the file ends before the piece does."""
+
+    @abstractmethod
     def fetch(self, name: str, target: Path) -> None:
         """Copy a file of the store to a local one that does not exist; not atomic there."""
 
     @abstractmethod
     def put(self, name: str, source: Path) -> None:
         """Put a local file, which was flushed, under `name`, in place of another of that name; a folder moves it."""
+
+    @abstractmethod
+    def keep(self, name: str, source: bytes | Path, sha256: str) -> None:
+        """Put a copy of `source` under `name`, in place of what is there, as a file that is not to be changed any more.
+
+        Raises CatalogError: it is not what its sha256 says.
+        """
 
     @abstractmethod
     def put_if_absent(self, name: str, data: bytes) -> bool:
@@ -64,6 +84,10 @@ class Store(ABC):
         """Remove empty folders from one on downwards, where there are folders."""
 
     @abstractmethod
+    def folders(self, below: str) -> list[str]:
+        """Names of the folders directly in a folder, sorted; not the hidden ones."""
+
+    @abstractmethod
     def list(self, below: str = "") -> list[str]:
         """Names of all files below a folder, sorted; hidden ones too."""
 
@@ -83,6 +107,10 @@ class Store(ABC):
         """`fetch`, where a link will do: for a target that is not written to."""
         self.fetch(name, target)
 
+    def link(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """`copy`, where a second name will do: for files that are not changed any more."""
+        self.copy(pairs)
+
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
         """`size` of several files."""
         return {name: self.size(name) for name in names}
@@ -90,6 +118,29 @@ class Store(ABC):
     def exists(self, name: str) -> bool:
         """Whether there is a file of that name."""
         return self.size(name) is not None
+
+
+def whole_piece(place: str, piece: bytes, start: int, size: int) -> bytes:
+    """`piece` if it has the size that was asked for. Raises CatalogError."""
+    if len(piece) != size:
+        found = f"{len(piece)} bytes from {start} on"
+        raise CatalogError(place, found, f"{size} bytes", "The file is not the one that was published, or is damaged")
+    return piece
+
+
+def other_bytes(source: bytes | Path, name: str) -> CatalogError:
+    """The error of a file that is not what its sha256 says."""
+    field = str(source) if isinstance(source, Path) else name
+    return CatalogError(field, "bytes that changed while being copied", "the recorded sha256", "Verify the source")
+
+
+def _copy_flushed(source: bytes | Path, target: Path) -> None:
+    """A file of the same bytes, flushed to disk."""
+    if isinstance(source, bytes):
+        write_flushed(target, source)
+        return
+    with source.open("rb") as reading:
+        write_flushed_by(target, lambda stream: shutil.copyfileobj(reading, stream, _BLOCK))
 
 
 class LocalStore(Store):
@@ -108,15 +159,20 @@ class LocalStore(Store):
         return target
 
     def read(self, name: str) -> bytes:
-        with self._clear(name):
+        with self.clear_errors(name):
             return self.path(name).read_bytes()
 
+    def read_range(self, name: str, start: int, size: int) -> bytes:
+        with self.clear_errors(name), self.path(name).open("rb") as stream:
+            stream.seek(start)
+            return whole_piece(f"{self.place}: {name}", stream.read(size), start, size)
+
     def fetch(self, name: str, target: Path) -> None:
-        with self._clear(name):
+        with self.clear_errors(name):
             shutil.copyfile(self.path(name), target)
 
     def lend(self, name: str, target: Path) -> None:
-        with self._clear(name):
+        with self.clear_errors(name):
             try:
                 os.link(self.path(name), target)
             except OSError as error:
@@ -125,13 +181,27 @@ class LocalStore(Store):
                 write_flushed(target, self.path(name).read_bytes())
 
     def put(self, name: str, source: Path) -> None:
-        with self._clear(name):
+        with self.clear_errors(name):
             target = self._parent_of(name)
             source.replace(target)
             flush_folder(target.parent)
 
+    def keep(self, name: str, source: bytes | Path, sha256: str) -> None:
+        with self.clear_errors(name):
+            target = self._parent_of(name)
+            draft = target.parent / f".{secrets.token_hex(8)}.tmp"
+            try:
+                _copy_flushed(source, draft)
+                if sha256_of(draft) != sha256:
+                    raise other_bytes(source, name)
+                draft.chmod(0o444)
+                draft.replace(target)
+            finally:
+                draft.unlink(missing_ok=True)
+            flush_folder(target.parent)
+
     def put_if_absent(self, name: str, data: bytes) -> bool:
-        with self._clear(name):
+        with self.clear_errors(name):
             target = self._parent_of(name)
             draft = self._draft(target, data)
             try:
@@ -157,14 +227,14 @@ class LocalStore(Store):
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        with self._clear(name):
+        with self.clear_errors(name):
             target = self._parent_of(name)
             self._draft(target, data).replace(target)
             flush_folder(target.parent)
 
     def copy(self, pairs: Iterable[tuple[str, str]]) -> None:
         for name, to in pairs:
-            with self._clear(name):
+            with self.clear_errors(name):
                 target = self._parent_of(to)
                 draft = target.parent / f".{secrets.token_hex(8)}.tmp"
                 try:
@@ -172,6 +242,31 @@ class LocalStore(Store):
                     draft.replace(target)
                 finally:
                     draft.unlink(missing_ok=True)
+
+    def link(self, pairs: Iterable[tuple[str, str]]) -> None:
+        folders = set()
+        for name, to in pairs:
+            with self.clear_errors(name):
+                target = self._parent_of(to)
+                draft = target.parent / f".{secrets.token_hex(8)}.tmp"
+                try:
+                    self._linked(self.path(name), draft)
+                    draft.replace(target)
+                finally:
+                    draft.unlink(missing_ok=True)  # a link that replaces one of the same file stays
+                folders.add(target.parent)
+        for folder in folders:
+            flush_folder(folder)
+
+    @staticmethod
+    def _linked(path: Path, target: Path) -> None:
+        try:
+            os.link(path, target)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            _copy_flushed(path, target)
+            target.chmod(0o444)
 
     def delete(self, names: Iterable[str]) -> None:
         folders = set()
@@ -193,6 +288,13 @@ class LocalStore(Store):
             with suppress(OSError):  # not empty
                 Path(base).rmdir()
 
+    def folders(self, below: str) -> list[str]:
+        try:
+            found = list(self.path(below).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(p.name for p in found if p.is_dir() and not p.is_symlink() and not p.name.startswith("."))
+
     def list(self, below: str = "") -> list[str]:
         top = self.path(below) if below else self.folder
         found = (Path(base) / name for base, _, names in os.walk(top) for name in names)
@@ -203,12 +305,12 @@ class LocalStore(Store):
         return path.stat().st_size if path.is_file() else None
 
     def sha256(self, name: str) -> str:
-        with self._clear(name):
+        with self.clear_errors(name):
             return sha256_of(self.path(name))
 
     @contextmanager
     def drafts(self, below: str) -> Iterator[Path]:
-        with self._clear(below):
+        with self.clear_errors(below):
             parent = self.path(below)
             parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=parent))
@@ -235,7 +337,8 @@ class LocalStore(Store):
         return draft
 
     @contextmanager
-    def _clear(self, name: str) -> Iterator[None]:
+    def clear_errors(self, name: str) -> Iterator[None]:
+        """A context whose errors of the file system are made clear; `name` is what it is about."""
         try:
             yield
         except FileNotFoundError as error:

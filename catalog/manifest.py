@@ -3,229 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from catalog.canonical import Ready, check_seal, read_json, sealed
+from catalog.canonical import check_seal, read_json, sealed
 from catalog.codecs import CodecSpec, default_codec
-from catalog.former import upgraded
-from catalog.fs import CARD, MANIFEST, check_relative
+from catalog.entries import (
+    ChunkEntry,
+    ChunkId,
+    ConceptsEntry,
+    Count,
+    Digest,
+    FailedImage,
+    FileEntry,
+    Id,
+    IndexEntry,
+    LeftOut,
+    PackInfo,
+    PackPart,
+    Provenance,
+    RelativePath,
+    Shape,
+    Strict,
+    Table,
+    VectorSpec,
+)
+from catalog.former import LATER, upgraded
+from catalog.fs import CARD, MANIFEST
 from catalog.records import content_id
 from catalog.schema import TABLES, Layout, describe, table_schema, vector_column
-from catalog.search.spec import IndexSpec
 from pipeline.errors import CatalogError, NotFoundError
 
+__all__ = [
+    "ID_BYTES", "ChunkEntry", "ChunkId", "ConceptsEntry", "Count", "Digest", "FailedImage", "FileEntry", "Id",
+    "IndexEntry", "LeftOut", "Manifest", "PackInfo", "PackPart", "Provenance", "RelativePath", "Shape", "Strict",
+    "Table", "VectorSpec", "check_writable", "dump", "fresh", "load", "parse", "validated",
+]  # fmt: skip
 FORMAT = "rhumb-catalog"
 FORMAT_VERSION = "2"
 READABLE = ("1", FORMAT_VERSION)
-KNOWN_FEATURES: frozenset[str] = frozenset({"codec-dct"})
+WITH_LEFT_OUT, WITH_PART = "left-out", "part"
+KNOWN_FEATURES: frozenset[str] = frozenset({"codec-dct", WITH_LEFT_OUT, WITH_PART})
 """What a catalog may require of those who read it; a codec other than float16 is required as codec-KIND."""
 KNOWN_WRITER_FEATURES: frozenset[str] = frozenset()
 """What a catalog may require of those who add to it, and readers may ignore."""
 ID_BYTES = 16  # what an id takes at least, however it is packed
 _LARGEST = 256 * 2**20  # bytes; a manifest of a million files stays below
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-ChunkId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
-
-
-def _shape(value: tuple[int, ...]) -> tuple[int, ...]:
-    if not 1 <= len(value) <= 4 or any(n < 1 for n in value) or prod(value) > 2**26:
-        raise ValueError("1 to 4 positive sizes, at most 2^26 entries together")
-    return value
-
-
-def _path(value: str) -> str:
-    return check_relative(value)  # CatalogError is a ValueError, so pydantic reports it with its place
-
-
-def _in(folder: str) -> AfterValidator:
-    """A path must lie in its owner's folder, lest an index pass for rows."""
-
-    def check(value: str) -> str:
-        if not value.startswith(f"{folder}/"):
-            raise ValueError(f"a file in the folder {folder}")
-        return value
-
-    return AfterValidator(check)
-
-
-Table = Literal["directions", "images", "regions"]
-Shape = Annotated[tuple[int, ...], AfterValidator(_shape)]
-RelativePath = Annotated[str, AfterValidator(_path)]
-IndexPath = Annotated[str, AfterValidator(_path), _in("index")]
-ConceptsPath = Annotated[str, AfterValidator(_path), _in("concepts")]
-
-
-class Strict(BaseModel):
-    """Frozen, without unknown keys, finite numbers only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Provenance(Strict):
-    """Where a catalog comes from. `model` and `data` hold at least a `fingerprint`; everything is JSON.
-
-    `spaces` maps "x" (and "h" where the model has a bottleneck) to the shape of its vectors; `effect_shape` is the
-    shape of the small change pictures.
-    """
-
-    recipe_fingerprint: Annotated[str, Field(min_length=1, max_length=200)]
-    recipe: dict[str, Any]
-    model: dict[str, Any]
-    data: dict[str, Any]
-    seeds: dict[str, int]
-    code_version: str
-    packages: dict[str, str]
-    spaces: dict[Literal["x", "h"], Shape]
-    effect_shape: Shape = (3, 16, 16)
-
-    @model_validator(mode="after")
-    def _complete(self) -> Provenance:
-        if "x" not in self.spaces:
-            raise ValueError("spaces must hold the shape of x, the latent")
-        for name, part in (("model", self.model), ("data", self.data)):
-            if not isinstance(part.get("fingerprint"), str) or not part["fingerprint"]:
-                raise ValueError(f"{name} must hold a fingerprint")
-        return self
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """`spaces` with plain names."""
-        return {str(name): shape for name, shape in self.spaces.items()}
-
-    def identity(self) -> dict[str, Any]:
-        """What two runs must share to write into one catalog."""
-        return {
-            "recipe": self.recipe_fingerprint,
-            "model": self.model["fingerprint"],
-            "data": self.data["fingerprint"],
-            "spaces": {name: list(shape) for name, shape in self.spaces.items()},
-        }
-
-
-class _Lasting(Strict):
-    """An entry that goes from version to version as it is, and is written out once."""
-
-    @cached_property
-    def ready(self) -> Ready:
-        """Its canonical form."""
-        return Ready(self.model_dump())
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Of pydantic; the copy is written out anew."""
-        copy = super().model_copy(update=update, deep=deep)
-        copy.__dict__.pop("ready", None)
-        return copy
-
-
-class FileEntry(_Lasting):
-    """One file: sha256, size in bytes; for a Parquet file its rows, and the sha256 of its footer.
-
-    The footer is what says where each value lies; it is compared whenever the file is opened. Pages carry checksums of
-    their own. Shards of version "1" have no `footer`.
-    """
-
-    sha256: Digest
-    bytes: Count
-    rows: Count | None = None
-    footer: Digest | None = None
-
-
-class VectorSpec(Strict):
-    """How the vectors of a space are stored."""
-
-    column: str
-    shape: Shape
-    codec: CodecSpec
-
-
-class ChunkEntry(_Lasting):
-    """A chunk that is done: a digest of the ids it added, its rows per table, and the shards they lie in.
-
-    A table that it adds no row to has no shard. A compacted shard holds the rows of several chunks, and a merged
-    catalog is one chunk with several shards.
-    """
-
-    digest: Id
-    rows: dict[Table, Count]
-    shards: dict[Table, tuple[RelativePath, ...]]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ChunkEntry:
-        if set(self.shards) != {table for table, count in self.rows.items() if count}:
-            raise ValueError("shards for exactly the tables that have rows")
-        for table, paths in self.shards.items():
-            if not paths or sorted(set(paths)) != list(paths):
-                raise ValueError(f"shards of {table} in order, each once")
-            if not all(path.startswith(f"{table}/") for path in paths):
-                raise ValueError(f"shards of {table} in the folder {table}")
-        return self
-
-    def moved(self, places: Mapping[str, str]) -> ChunkEntry:
-        """The same chunk with its rows in other shards, by former path."""
-        shards = {t: tuple(sorted({places.get(p, p) for p in paths})) for t, paths in self.shards.items()}
-        return self.model_copy(update={"shards": shards})
-
-    @property
-    def paths(self) -> set[str]:
-        """All its shards."""
-        return {path for paths in self.shards.values() for path in paths}
-
-
-class FailedImage(Strict):
-    """An image that was tried and could not be mined.
-
-    `repaired_as`: the image mined later from the same source, once its file was repaired. Such an entry is no failure
-    any more; it stays because the catalog was begun without that image.
-    """
-
-    source: str
-    reason: Annotated[str, Field(min_length=1)]
-    chunk: ChunkId
-    repaired_as: Id | None = Field(default=None, exclude_if=lambda value: value is None)
-
-
-class IndexEntry(Strict):
-    """One search index: its type, the quantiser that all its codes share, and the codes of every shard.
-
-    It belongs to a version of the catalog where `codes` covers that version's shards; see `covers`.
-    """
-
-    spec: IndexSpec
-    quantiser: IndexPath | None = None
-    codes: dict[RelativePath, IndexPath]
-    rows: Count
-
-    def covers(self, shards: Collection[str]) -> bool:
-        """Whether it has codes of exactly these directions shards."""
-        return set(self.codes) == set(shards)
-
-    @property
-    def files(self) -> list[str]:
-        """Paths of everything the index consists of."""
-        return [*([self.quantiser] if self.quantiser is not None else []), *self.codes.values()]
-
-
-class ConceptsEntry(Strict):
-    """The concepts that were made of the directions, and of which directions."""
-
-    path: ConceptsPath
-    rows: Count
-    directions_fingerprint: Id
-
-
-class PackInfo(Strict):
-    """Name and version under which a catalog was published."""
-
-    repository: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,96}/[A-Za-z0-9._-]{1,96}$")]
-    version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")]
 
 
 class Manifest(Strict):
@@ -240,14 +65,16 @@ class Manifest(Strict):
     provenance: Provenance
     vectors: dict[Literal["x", "h"], VectorSpec]
     schemas: dict[Table, dict[str, str]]
-    files: dict[RelativePath, FileEntry] = {}
-    chunks: dict[ChunkId, ChunkEntry] = {}
-    failed_images: dict[Id, FailedImage] = {}
-    pictures: dict[str, RelativePath] = {}
-    indexes: dict[Literal["x", "h", "effect"], IndexEntry] = {}
+    files: dict[RelativePath, FileEntry] = Field(default_factory=dict)
+    chunks: dict[ChunkId, ChunkEntry] = Field(default_factory=dict)
+    failed_images: dict[Id, FailedImage] = Field(default_factory=dict)
+    pictures: dict[str, RelativePath] = Field(default_factory=dict)
+    indexes: dict[Literal["x", "h", "effect"], IndexEntry] = Field(default_factory=dict)
     concepts: ConceptsEntry | None = None
     retired: tuple[RelativePath, ...] = ()
     pack: PackInfo | None = None
+    left_out: LeftOut = Field(default=(), exclude_if=lambda value: not value)
+    part: PackPart | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -256,10 +83,8 @@ class Manifest(Strict):
         layout = self.layout
         if self.vectors != _vectors(self.provenance, layout.codecs):
             raise ValueError("vectors do not follow from provenance.spaces")
-        if self.schemas != {table: describe(table_schema(table, layout)) for table in TABLES}:
-            raise ValueError("schemas do not follow from vectors")
-        if missing := sorted(set(_features(layout.codecs)) - set(self.required_features)):
-            raise ValueError(f"required_features leaves out {missing[0]}")
+        _check_schemas(self.schemas, layout)
+        _check_required(self.required_features, _features(layout, self.part))
         named = {CARD, *self.pictures.values(), *self.retired}
         named |= {path for entry in self.indexes.values() for path in entry.files}
         named |= {self.concepts.path} if self.concepts is not None else set()
@@ -283,7 +108,7 @@ class Manifest(Strict):
     def layout(self) -> Layout:
         """What decides the schemas of the tables."""
         codecs = {str(space): spec.codec for space, spec in self.vectors.items()}
-        return Layout(self.provenance.shapes, self.provenance.effect_shape, codecs)
+        return Layout(self.provenance.shapes, self.provenance.effect_shape, codecs, frozenset(self.left_out))
 
     def rows(self, table: str) -> int:
         """Rows of a table over all shards."""
@@ -312,21 +137,50 @@ def _vectors(provenance: Provenance, codecs: Mapping[str, CodecSpec]) -> dict[st
     }
 
 
-def _features(codecs: Mapping[str, CodecSpec]) -> list[str]:
-    """What readers must know to decode the vectors."""
-    return sorted({f"codec-{codec.kind}" for codec in codecs.values() if codec.kind != "float16"})
+def _features(layout: Layout, part: PackPart | None) -> set[str]:
+    """What readers must know: how vectors are decoded, and what they may not look for."""
+    codecs = {f"codec-{codec.kind}" for codec in layout.codecs.values() if codec.kind != "float16"}
+    return codecs | ({WITH_LEFT_OUT} if layout.left_out else set()) | ({WITH_PART} if part is not None else set())
 
 
-def fresh(provenance: Provenance, codecs: Mapping[str, CodecSpec] | None = None) -> Manifest:
-    """The manifest of an empty catalog whose vectors are stored by `codecs`, by space; the default ones where None."""
+def _check_required(listed: Collection[str], needed: Collection[str]) -> None:
+    if missing := sorted(set(needed) - set(listed)):
+        raise ValueError(f"required_features leaves out {missing[0]}")
+    if idle := sorted({WITH_LEFT_OUT, WITH_PART} & set(listed) - set(needed)):
+        raise ValueError(f"required_features names {idle[0]}, of which there is nothing")
+
+
+def _check_schemas(schemas: Mapping[Any, Mapping[str, str]], layout: Layout) -> None:
+    """Raise ValueError naming the first column that does not follow from vectors and left_out."""
+    for table in TABLES:
+        found, expected = schemas.get(table, {}), describe(table_schema(table, layout))
+        if found != expected:
+            odd = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+            raise ValueError(f"schemas.{table}.{odd[0]} does not follow from vectors and left_out"[:300])
+    if set(schemas) != set(TABLES):
+        raise ValueError(f"schemas of exactly {', '.join(TABLES)}")
+
+
+def fresh(
+    provenance: Provenance,
+    codecs: Mapping[str, CodecSpec] | None = None,
+    left_out: Collection[str] = (),
+    part: PackPart | None = None,
+) -> Manifest:
+    """The manifest of an empty catalog whose vectors are stored by `codecs`, by space; the default ones where None.
+
+    `left_out`: names of columns that its tables do not have, out of `schema.LEFT_OUT`; `part`: what it is a part of.
+    """
     chosen = {space: default_codec(space, shape) for space, shape in provenance.shapes.items()} | dict(codecs or {})
-    layout = Layout(provenance.shapes, provenance.effect_shape, chosen)
+    layout = Layout(provenance.shapes, provenance.effect_shape, chosen, frozenset(left_out))
     return Manifest.model_validate(
         {
-            "required_features": tuple(_features(chosen)),
+            "required_features": tuple(sorted(_features(layout, part))),
             "provenance": provenance,
             "vectors": _vectors(provenance, chosen),
             "schemas": {table: describe(table_schema(table, layout)) for table in TABLES},
+            "left_out": tuple(sorted(layout.left_out)),
+            "part": part,
         }
     )
 
@@ -349,6 +203,8 @@ def parse(data: bytes, name: str = MANIFEST) -> Manifest:
         found = repr(version)[:60]
         raise CatalogError(f"{name}: format_version", found, " or ".join(READABLE), "Use the release that wrote it")
     _check_features(name, value.get("required_features"), KNOWN_FEATURES, "required_features", "read")
+    if version != FORMAT_VERSION and (odd := sorted(LATER & value.keys())):
+        raise CatalogError(f"{name}: {odd[0]}", "a key of a later version", f"the keys of version {version}")
     check_seal(value, data, name)
     manifest = validated(upgraded(value) if version == "1" else value, name)
     if version == FORMAT_VERSION and dump(manifest) != data:  # values that validation had to convert

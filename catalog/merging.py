@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalog.manifest import ChunkEntry, FailedImage, Provenance
+from catalog.manifest import ChunkEntry, FailedImage, PackPart, Provenance
 from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.records import content_id
@@ -38,7 +38,8 @@ class Merged:
 def merge(sources: Sequence[str | Path], out: str | Path) -> Merged:
     """Merge catalogs into a new one at `out`; run again to continue after a stop.
 
-    The sources must be of one model, one size of picture, and one `method` of their recipes, since edits follow it.
+    The sources must be of one model, one size of picture, and one `method` of their recipes, since edits follow it, and
+    have the same columns left out. Of parts of packs one more part is made, which says what it was made of.
     Rows that several sources hold under one id are taken from the first. Shards that share no row with what is there
     are copied byte for byte. Images that failed are kept, but for those that another source has mined. Search indexes
     and concepts are to be built anew. Cost: reads and writes every shard once.
@@ -54,7 +55,8 @@ def merge(sources: Sequence[str | Path], out: str | Path) -> Merged:
         for other in opened[1:]:
             _refuse_other_kind(opened[0], other)
         _refuse_other_masks(opened)
-        with CatalogWriter.create(out, _provenance(opened), opened[0].layout.codecs) as writer:
+        first, left_out = opened[0].layout.codecs, opened[0].manifest.left_out
+        with CatalogWriter.create(out, _provenance(opened), first, left_out, _part(opened)) as writer:
             with Catalog(writer.folder, writer.manifest) as standing:  # sources may have changed since it was begun
                 _refuse_other_masks([standing, *opened])
             for source in opened:
@@ -81,13 +83,35 @@ def _refuse_other_kind(first: Catalog, other: Catalog) -> None:
         "effect shape": (one.effect_shape, two.effect_shape),
         "method": (one.recipe.get("method"), two.recipe.get("method")),
         "resize": tuple(p.recipe.get("dataset", {}).get("resize") for p in (one, two)),
+        "left_out": (first.manifest.left_out, other.manifest.left_out),
     }
     for name, (here, there) in parts.items():
         if here != there:
             raise ConflictError(
                 f"{other.folder}: {name}", str(there)[:200], f"that of {first.folder}: {str(here)[:200]}",
-                "Merge catalogs of one model and one method only; nothing was written",
+                "Merge catalogs of one model and one method only; nothing was written" if name != "left_out" else
+                "Pull or publish both with the same columns; nothing was written",
             )  # fmt: skip
+
+
+def _part(sources: Sequence[Catalog]) -> PackPart | None:
+    """What the merged catalog is a part of: the first pack of which there is but a part; None where all are whole.
+
+    Its filter `merged` names all such parts, as parents and members of every one of them may be missing.
+    """
+    parts = [source.manifest.part for source in sources if source.manifest.part is not None]
+    if not parts:
+        return None
+    merged = sorted({line for part in parts for line in _told(part)})
+    return parts[0].model_copy(update={"filters": {"merged": tuple(merged)}})
+
+
+def _told(part: PackPart) -> tuple[str, ...]:
+    """A part in words; those of the parts that it was merged of."""
+    if "merged" in part.filters:
+        return part.filters["merged"]
+    asked = " ".join(f"{name}={','.join(values)}" for name, values in sorted(part.filters.items()))
+    return (f"{part.repository}@{part.version} {asked}".rstrip()[:200],)
 
 
 def _provenance(sources: Sequence[Catalog]) -> Provenance:

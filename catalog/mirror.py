@@ -24,15 +24,19 @@ from catalog.fs import (
     ORIGIN,
     PRIVATE,
     STAGING,
+    UNWRITABLE,
     VERSIONS,
+    cache_folder,
     check_relative,
     inside,
     sha256_of,
     write_flushed,
+    writing_to,
 )
+from catalog.lease import StoreLock
 from catalog.manifest import FileEntry, Manifest
 from catalog.store import LocalStore, Store, StoreError, UrlStore, as_url, open_store
-from catalog.transaction import KEPT, Transaction, overtaken, recover
+from catalog.transaction import KEPT, Lock, Transaction, manifest_sha256, overtaken, recover
 from pipeline.errors import CatalogError, ConflictError, NotFoundError
 
 _NUMBERED = ".json"
@@ -46,15 +50,15 @@ def mirror_of(url: str) -> Path:
     plain = as_url(url) or url
     folder = _place_of(plain)
     _MADE.add(folder)
-    if not (folder / ORIGIN).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _put(folder / ORIGIN, plain.encode())
+    with writing_to(folder):
+        if not (folder / ORIGIN).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _put(folder / ORIGIN, plain.encode())
     return folder
 
 
 def _place_of(url: str) -> Path:
-    base = Path(os.environ.get("RHUMB_CACHE") or Path.home() / ".cache" / "rhumb")
-    return base.absolute() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_folder() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def local_folder(place: str | Path) -> Path:
@@ -103,6 +107,18 @@ def present(folder: Path, name: str, entry: FileEntry, anew: bool = False) -> Pa
     return path
 
 
+def locked(folder: Path, patient: bool = False) -> Lock:
+    """The right to write to the catalog in `folder`, or in the store that it mirrors; `patient` as in `lease.Lease`.
+
+    Raises BusyError: another writer is at work; ConflictError: a store that holds something else.
+    """
+    mirror = Mirror.at(folder)
+    if mirror is None:
+        return Lock(folder)
+    mirror.refuse_other_content()
+    return StoreLock(folder, mirror.store, patient)
+
+
 def start_transaction(folder: Path, standing: Manifest) -> Transaction:
     """A transaction on the catalog in `folder`, of which `standing` is the manifest; one of version 0 is none yet."""
     mirror = Mirror.at(folder)
@@ -131,7 +147,9 @@ class Mirror:
         """The mirror in a folder; None for any other folder."""
         try:
             url = (folder / ORIGIN).read_text()
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:  # a folder that cannot be read holds none that could be used
+            if error.errno not in UNWRITABLE:
+                raise
             return None
         if folder.absolute() not in _MADE and folder.absolute() != _place_of(url):
             return None
@@ -209,13 +227,13 @@ class Mirror:
     def recover(self) -> Manifest | None:
         """Finish or undo in the store what writers that died have begun, and return the manifest that stands.
 
-        Raises ConflictError: another writer is at work, or the place holds something else; CatalogError: a store
-        without conditional writes; InputError: one that cannot be written.
+        Raises ConflictError: the place holds something else; CatalogError: a store without conditional writes;
+        InputError: one that cannot be written.
         """
         data, manifest, follows = self._standing()
         intents = self.store.list(STAGING)
         if manifest is None:
-            self._refuse_other_content(intents)
+            self.refuse_other_content()
         self.store.check_creates()
         if data is not None and follows:
             self.store.replace(MANIFEST, data)
@@ -231,11 +249,14 @@ class Mirror:
         recover(self.folder)
         return manifest
 
-    def _refuse_other_content(self, intents: list[str]) -> None:
-        """Raise ConflictError where the store holds what is not of an interrupted first commit."""
-        own = {name for intent in intents for name in self._intended(intent)}
-        for name in self.store.list():
-            if name.split("/")[0] not in PRIVATE and name not in own:
+    def refuse_other_content(self) -> None:
+        """Raise ConflictError where the store holds no catalog, and what is not of an interrupted first commit."""
+        if self.store.exists(MANIFEST):
+            return
+        names = [name for name in self.store.list() if name.split("/")[0] not in PRIVATE]
+        own = {name for intent in self.store.list(STAGING) for name in self._intended(intent)}
+        for name in names:
+            if name not in own and not self.store.exists(MANIFEST):
                 raise ConflictError(
                     self.store.place, f"other content ({name[:80]}) and no {MANIFEST}", "an empty place or a catalog",
                     "Choose another place; nothing was written",
@@ -243,8 +264,7 @@ class Mirror:
 
     def _fenced(self, manifest: Manifest, former: bytes | None) -> tuple[bytes, Manifest]:
         """Commit a version that changes nothing: whoever else has begun one from `manifest` can no longer commit it."""
-        update = {"version": manifest.version + 1, "previous": _sha256(former)}
-        new = manifest.model_copy(update=update)
+        new = manifest.model_copy(update={"version": manifest.version + 1, "previous": _sha256(former)})
         data = manifests.dump(new)
         self.claim(new.version, data)
         return data, new
@@ -355,12 +375,11 @@ class MirrorTransaction(Transaction):
     def abandon(self) -> Manifest | None:
         """Undo a commit that failed, unless it was made after all; the manifest that stands.
 
-        Where another writer was quicker, what was put is left to the next one that opens the catalog: it may be the
-        other's too.
+        Where another writer was quicker, what was put may be the other's too, and is left to the next one.
         """
         self.close()
         manifest = self._mirror.refresh()
-        if self._intent is not None and self.previous == _sha256(_read(self.root / MANIFEST)):
+        if self._intent is not None and self.previous == manifest_sha256(self.root):
             with suppress(StoreError):
                 self._mirror.undo([self._intent], manifest)
         return manifest
@@ -372,10 +391,6 @@ def _claim(version: int) -> str:
 
 def _sha256(data: bytes | None) -> str | None:
     return hashlib.sha256(data).hexdigest() if data is not None else None
-
-
-def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def _put(path: Path, data: bytes) -> None:

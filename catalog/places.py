@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.errors import CatalogError
 
 _SHOWN = 3
+_AWAITING = 50_000  # ids that were added and take 130 bytes each, until they join the others
 _HEX = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdef", dtype=np.uint8))
 
 
@@ -116,24 +117,28 @@ def _bytes_of(text: pa.StringArray) -> memoryview:
 
 
 class Known:
-    """A set of ids: those of a table, 32 bytes each, and those added since."""
+    """A set of ids: those of a table, 32 bytes each, and those added since, which join them from time to time."""
 
     def __init__(self, ids: np.ndarray) -> None:
         self._ids = ids
         self._added: set[str] = set()
-        self._others: set[str] = set()
+        self._others: tuple[Known | Container[str], ...] = ()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._added or key in self._others or _row(self._ids, key) is not None
+        return key in self._added or _row(self._ids, key) is not None or any(key in other for other in self._others)
 
     def add(self, keys: Iterable[str]) -> None:
         """Know these too."""
         self._added.update(keys)
+        if len(self._added) >= _AWAITING:
+            new = np.array(sorted(key for key in self._added if _row(self._ids, key) is None), dtype="S32")
+            self._ids = np.insert(self._ids, np.searchsorted(self._ids, new), new)
+            self._added.clear()
 
-    def with_those(self, keys: set[str]) -> Known:
-        """These and others; nothing is copied."""
-        both = Known(self._ids)
-        both._added, both._others = self._added, keys
+    def with_those(self, keys: Container[str]) -> Known:
+        """These and others, as they are when it is asked; nothing is copied."""
+        both = Known(self._ids[:0])
+        both._others = self, keys
         return both
 
     def all(self) -> list[str]:

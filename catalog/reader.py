@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catalog import manifest as manifests
+from catalog.filtering import filtered, listed, matches
 from catalog.manifest import Manifest
 from catalog.mirror import opened, present
 from catalog.pictures import decode_png
@@ -89,15 +90,15 @@ class Catalog:
 
         `equals` filters by column: a value, or a sequence of which one must match; `region="mouth", kind="local"`.
         """
-        return _filtered(self._table("directions"), equals)
+        return filtered(self._table("directions"), equals)
 
     def images(self, **equals: str | int | bool | Sequence[str]) -> pa.Table:
         """Metadata of mined images, sorted by id; filters as in `directions`."""
-        return _filtered(self._table("images"), equals)
+        return filtered(self._table("images"), equals)
 
     def regions(self, **equals: str | int | bool | Sequence[str]) -> pa.Table:
         """Region masks without the masks: ids, names and areas, sorted by id; filters as in `directions`."""
-        return _filtered(self._table("regions"), equals)
+        return filtered(self._table("regions"), equals)
 
     def ids(self, table: str = "directions") -> np.ndarray:
         """(n,) "S32": all ids of a table, sorted. The place of an id here is its row."""
@@ -121,9 +122,9 @@ class Catalog:
             if column not in known:
                 raise InputError("filter", column, f"one of {', '.join(known)}")
             if column == KEYS["directions"]:
-                chosen &= np.isin(self.ids(), np.array(_listed(wanted), dtype="S32"))
+                chosen &= np.isin(self.ids(), np.array(listed(wanted), dtype="S32"))
             else:
-                chosen &= np.asarray(_matches(self.column(column), wanted))
+                chosen &= np.asarray(matches(self.column(column), wanted))
         return chosen
 
     def rows(self, ids: Sequence[str], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -161,6 +162,20 @@ class Catalog:
         order = [(name, "ascending") for name in (SORTED if table == "directions" else (KEYS[table],))]
         return rows.take(pc.sort_indices(rows.select([name for name, _ in order]), sort_keys=order))
 
+    def shard_part(self, path: str, chosen: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Some columns of the rows `chosen` (m,) bool of a shard, in its order. Reads the row groups that have any."""
+        parts = [pa.schema([self._schemas[path.split("/")[0]].field(name) for name in columns]).empty_table()]
+        if not chosen.any():
+            return parts[0]
+        file = self._file(path)
+        size = file.group_size
+        starts = [start for start in range(0, len(chosen), size) if chosen[start : start + size].any()]
+        file.expect([start // size for start in starts], columns)
+        for start in starts:
+            own = pa.array(chosen[start : start + size])
+            parts.append(self._read(path, start // size, columns).filter(own).replace_schema_metadata())
+        return pa.concat_tables(parts)
+
     @cached_property
     def _schemas(self) -> dict[str, pa.Schema]:
         return {table: table_schema(table, self.layout) for table in TABLES}
@@ -187,12 +202,14 @@ class Catalog:
     def _file(self, path: str) -> Shard:
         file = self._files.pop(path, None)
         if file is None:
-            schema = self._schemas[path.split("/")[0]]
-            file = open_shard(self.file(path), self.manifest.files[path], schema)
+            file = self._opened(path, self._schemas[path.split("/")[0]])
         self._files[path] = file
         if len(self._files) > _OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         return file
+
+    def _opened(self, path: str, schema: pa.Schema) -> Shard:
+        return open_shard(self.file(path), self.manifest.files[path], schema)
 
     def _read(self, path: str, group: int | None, columns: Sequence[str]) -> pa.Table:
         file = self._file(path)
@@ -259,6 +276,18 @@ class Catalog:
 
     # -- vectors and pictures --------------------------------------------------------------------------------------
 
+    def lacks(self, column: str) -> bool:
+        """Whether the catalog was published, or pulled, without a column: one of `schema.LEFT_OUT`."""
+        return column in self.layout.left_out
+
+    def _must_have(self, column: str, of: str) -> None:
+        """Raise NotFoundError where a column is left out; `of`: the row it would have been of."""
+        if self.lacks(column):
+            raise NotFoundError(
+                f"{column} of {of}"[:300], "left out of this pack", f"a catalog with {column}s",
+                f"Pull it with {column}s if it was published with them, or use a picture of your own",
+            )  # fmt: skip
+
     def space_of(self, direction_id: str) -> str:
         """The space ("x" or "h") of a direction."""
         return str(self._row("directions", direction_id, ["space"])["space"])
@@ -286,29 +315,32 @@ class Catalog:
         return self._batch("directions", ["effect_vector"], ids, prod(self.layout.effect_shape), effects_of)
 
     def preview(self, direction_id: str) -> np.ndarray:
-        """uint8 (H, 3 W, 3): the posterior mean at -strength, 0 and +strength."""
+        """uint8 (H, 3 W, 3): the posterior mean at -strength, 0 and +strength. Raises NotFoundError where left out."""
         return self._png("directions", direction_id, "preview", f"direction {direction_id}: preview")
 
     def direction(self, direction_id: str) -> DirectionRecord:
-        """The whole record of a direction."""
+        """The whole record of a direction. Raises NotFoundError where the catalog has no previews."""
         key = self.resolve(direction_id)
+        self._must_have("preview", key)
         names = [*light_columns(self._schemas["directions"]), "preview"]
         row = self._row("directions", key, names)
         return to_direction(row, self.vector(key), self.effect(key), f"direction {key}")
 
     def image(self, image_id: str) -> np.ndarray:
-        """uint8 (H, W, 3), or (H, W) for a grey one."""
+        """uint8 (H, W, 3), or (H, W) for a grey one. Raises NotFoundError where left out."""
         return self._png("images", image_id, "image", f"image {image_id}")
 
     def latent(self, image_id: str) -> np.ndarray:
-        """float32 (C, H, W): x_t of the image at its timestep."""
+        """float32 (C, H, W): x_t of the image at its timestep. Raises NotFoundError where left out."""
+        self._must_have("latent", image_id)
         shape = self.layout.spaces["x"]
         found = self._batch("images", ["latent"], [image_id], prod(shape), _latents)
         return np.reshape(found[0], shape)
 
     def mask(self, image_id: str, region: str) -> np.ndarray:
-        """bool (H, W) mask of a region of an image. Raises NotFoundError naming the regions there are."""
+        """bool (H, W) mask of a region of an image. Raises NotFoundError: left out, or naming the regions there are."""
         key = self.resolve(image_id, "images")
+        self._must_have("mask", f"{region} of {key}")
         images, order, names = self._masks
         start, end = np.searchsorted(images, np.bytes_(key), "left"), np.searchsorted(images, np.bytes_(key), "right")
         rows = order[start:end]
@@ -331,6 +363,7 @@ class Catalog:
 
     def _png(self, table: str, key: str, column: str, name: str) -> np.ndarray:
         """A picture of a row, decoded; `name` is for errors."""
+        self._must_have(column, key)
         return decode_png(self._row(table, key, [column])[column]["bytes"], name)
 
     def picture(self, name: str) -> bytes:
@@ -354,24 +387,3 @@ _Decode = Callable[[pa.Table, str], np.ndarray]
 
 def _latents(rows: pa.Table, name: str) -> np.ndarray:
     return values_of(rows.column("latent"), f"{name}: latent")
-
-
-def _listed(wanted: Any) -> list[Any]:
-    return [wanted] if isinstance(wanted, str | int | bool | float) else list(wanted)
-
-
-def _matches(column: pa.Array | pa.ChunkedArray, wanted: Any) -> pa.Array:
-    """Where a column has one of the wanted values."""
-    plain = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    try:
-        return pc.is_in(column, value_set=pa.array(_listed(wanted), type=plain))
-    except (pa.ArrowException, TypeError) as error:
-        raise InputError("filter", repr(wanted)[:80], f"values of type {plain}") from error
-
-
-def _filtered(table: pa.Table, equals: dict[str, Any]) -> pa.Table:
-    for column, wanted in equals.items():
-        if column not in table.column_names:
-            raise InputError("filter", column, f"one of {', '.join(table.column_names)}")
-        table = table.filter(_matches(table.column(column), wanted))
-    return table

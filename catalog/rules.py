@@ -141,7 +141,7 @@ def check_evidence(row: Mapping[str, Any], field: str) -> None:
 def check_direction(row: Mapping[str, Any], pictures: Mapping[str, np.ndarray], frame: Frame) -> None:
     """Raise CatalogError unless a row of `directions` keeps the rules; joins and vectors are not looked at.
 
-    `pictures`: its effect and preview, decoded, (H, 3 W) with or without channels the latter.
+    `pictures`: its effect and preview, decoded, (H, 3 W) with or without channels the latter; those that are stored.
     """
     at = f"direction {check_id(row['direction_id'], 'direction_id')}"
     check_id(row["image_id"], f"{at}: image_id")
@@ -167,13 +167,13 @@ def check_direction(row: Mapping[str, Any], pictures: Mapping[str, np.ndarray], 
         if check_id(parent, f"{at}: parents") == row["direction_id"]:
             raise CatalogError(f"{at}: parents", "itself", "the ids of the directions it was derived from")
     check_evidence(row, at)
-    check_picture(pictures["effect"], f"{at}: effect")
     wide = None if frame.size is None else (frame.size[0], 3 * frame.size[1])
-    check_picture(pictures["preview"], f"{at}: preview", wide)
+    for name, picture in pictures.items():
+        check_picture(picture, f"{at}: {name}", wide if name == "preview" else None)
 
 
-def check_image(row: Mapping[str, Any], picture: np.ndarray, frame: Frame) -> None:
-    """Raise CatalogError unless a row of `images` keeps the rules; `picture` is its image, decoded."""
+def check_image(row: Mapping[str, Any], picture: np.ndarray | None, frame: Frame) -> None:
+    """Raise CatalogError unless a row of `images` keeps the rules; `picture` is its image, decoded, where stored."""
     at = f"image {check_id(row['image_id'], 'image_id')}"
     for name in ("dataset", "split", "source"):
         check_name(row[name], f"{at}: {name}")
@@ -182,14 +182,18 @@ def check_image(row: Mapping[str, Any], picture: np.ndarray, frame: Frame) -> No
     for factor in check_list(row["factors"], f"{at}: factors"):
         check_name(factor["name"], f"{at}: factors")
         check_number(factor["value"], f"{at}: factors")
-    check_picture(picture, f"{at}: image", frame.size)
+    if picture is not None:
+        check_picture(picture, f"{at}: image", frame.size)
 
 
-def check_region(row: Mapping[str, Any], mask: np.ndarray, frame: Frame) -> None:
-    """Raise CatalogError unless a row of `regions` keeps the rules; `mask` uint8 (H, W), 0 or 255, is its own."""
+def check_region(row: Mapping[str, Any], mask: np.ndarray | None, frame: Frame) -> None:
+    """Raise CatalogError unless a row of `regions` keeps the rules; `mask` uint8 (H, W), 0 or 255, where stored."""
     at = f"region {check_id(row['region_id'], 'region_id')}"
     check_id(row["image_id"], f"{at}: image_id")
     check_name(row["region"], f"{at}: region")
+    if mask is None:
+        check_number(row["area"], f"{at}: area", 1)
+        return
     check_picture(mask, f"{at}: mask", frame.size)
     if mask.ndim != 2 or not np.isin(mask, (0, 255)).all():
         raise CatalogError(f"{at}: mask", f"values other than 0 and 255, or {mask.shape}", "one channel, 0 or 255")
@@ -213,7 +217,7 @@ def check_concept(row: Mapping[str, Any], spaces: Mapping[str, tuple[int, ...]],
     check_whole(row["timestep"], f"{at}: timestep")
     _check_members(row, at)
     _check_figures(row, at)
-    for field in ("effect", "preview"):
+    for field in {"effect", "preview"} & row.keys():
         stored_bytes(row[field], f"{at}: {field}")
     for space in spaces:
         if (row[f"{space}_vector"] is not None) != (space == row["space"]):

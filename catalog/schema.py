@@ -24,15 +24,20 @@ _STATISTICS = {
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _FACTOR = pa.struct([pa.field("name", pa.string()), pa.field("value", pa.float32())])
 _PICTURES = frozenset({"effect", "preview", "image", "mask"})
+LEFT_OUT: tuple[str, ...] = ("effect", "image", "latent", "mask", "preview")
+"""Columns that a catalog may do without: what shows, or gives back, the pictures it was mined from."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What decides the schemas: shape and codec of each space's vectors, and the shape of an effect."""
+    """What decides the schemas: shape and codec of each space's vectors, the shape of an effect, and the columns that
+    the tables do not have, some of `LEFT_OUT`.
+    """
 
     spaces: Mapping[str, tuple[int, ...]]
     effect_shape: tuple[int, ...]
     codecs: Mapping[str, CodecSpec]
+    left_out: frozenset[str] = frozenset()
 
     @cached_property
     def stored(self) -> dict[str, Codec]:
@@ -120,7 +125,7 @@ def _type_feature(dtype: pa.DataType) -> Any:
 def table_schema(table: str, layout: Layout) -> pa.Schema:
     """Arrow schema of `table` for vectors of a layout, `huggingface` metadata included."""
     fields = {"directions": lambda: _directions(layout), "images": lambda: _images(layout)}.get(table, _regions)()
-    return with_features(fields)
+    return with_features([field for field in fields if field.name not in layout.left_out])
 
 
 def with_features(fields: list[pa.Field]) -> pa.Schema:
@@ -147,7 +152,7 @@ def row_group(table: str, layout: Layout) -> int:
     """Rows of a row group: few where vectors are long, since one row is read with all of its group."""
     longest = {
         "directions": max(codec.usual_bytes for codec in layout.stored.values()),
-        "images": 4 * prod(layout.spaces["x"]),
+        "images": 1 if "latent" in layout.left_out else 4 * prod(layout.spaces["x"]),
     }
     return max(1, min(ROW_GROUP, _GROUP_BYTES // longest.get(table, 1)))
 

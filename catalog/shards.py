@@ -11,7 +11,7 @@ import base64
 import binascii
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog.fs import footer_sha256
+from catalog.fs import PARQUET_TAIL, footer_sha256
 from catalog.manifest import FileEntry
 from catalog.pages import total
-from pipeline.errors import CatalogError
+from pipeline.errors import CatalogError, RhumbError
 
 SUMS = "rhumb.sums"
 """Footer key: base64 of little-endian uint32, row groups x leaf columns in the order of the file."""
@@ -34,14 +34,21 @@ _UNPACKED, _SMALL = 200, 2**26  # times its size that a shard may unpack to, bey
 # Of the values of a chunk; the others write a few bytes that unpack to any number of long strings.
 _ENCODINGS = frozenset({"PLAIN", "RLE", "BIT_PACKED", "BYTE_STREAM_SPLIT"})
 REPAIR = "Run `rhumb verify` and pull or mine it again"
+Span = tuple[int, int]
+"""First byte of a piece of a file, and its bytes."""
+Fetch = Callable[[Sequence[Span]], object]
+"""Called with what is about to be read of a file that may not be whole here."""
+_TAIL = (2**12, 2**16)  # bytes at the end of a file that are fetched for its footer: an eighth of it, within these
 
 
 class Shard:
     """An open shard: what is read of it was compared with its checksums. Close it, or use it as a context manager."""
 
-    def __init__(self, path: Path, source: pa.OSFile, file: pq.ParquetFile, longest: int) -> None:
+    def __init__(
+        self, path: Path, source: pa.OSFile, file: pq.ParquetFile, longest: int, fetch: Fetch | None = None
+    ) -> None:
         self.path, self.metadata = path, file.metadata
-        self._source, self._file, self._longest = source, file, longest
+        self._source, self._file, self._longest, self._fetch = source, file, longest, fetch
 
     @cached_property
     def schema_arrow(self) -> pa.Schema:
@@ -62,16 +69,23 @@ class Shard:
         return self._read(group, columns)
 
     def expect(self, groups: Sequence[int], columns: Sequence[str]) -> None:
-        """Tell the system what will be read soon: from a disk, many pieces come in the time of a few."""
-        if not hasattr(os, "posix_fadvise"):
-            return
+        """Tell the system what will be read soon: from a disk, or afar, many pieces come in the time of a few."""
         leaves = [leaf for name in columns for leaf in self._leaves[name]]
-        with self.path.open("rb") as file:
-            for number in groups:
-                group = self.metadata.row_group(number)
-                for chunk in (group.column(leaf) for leaf in leaves):
-                    start, size = max(0, chunk.data_page_offset), max(0, chunk.total_compressed_size)
+        spans = self._spans(groups, leaves)
+        if self._fetch is not None:
+            self._fetch(spans)
+        elif hasattr(os, "posix_fadvise"):
+            with self.path.open("rb") as file:
+                for start, size in spans:
                     os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+
+    def _spans(self, groups: Sequence[int], leaves: Sequence[int]) -> list[Span]:
+        """Where some column chunks lie, those that lie within the file."""
+        found, size = [], self._source.size()
+        for group in (self.metadata.row_group(number) for number in groups):
+            chunks = (group.column(leaf) for leaf in leaves)
+            found += [(chunk.data_page_offset, chunk.total_compressed_size) for chunk in chunks]
+        return [(start, length) for start, length in found if start >= 0 and 0 <= length <= size - start]
 
     def _read(self, group: int | None, columns: Sequence[str] | None) -> pa.Table:
         names = self.schema_arrow.names if columns is None else list(columns)
@@ -86,6 +100,8 @@ class Shard:
             if found.num_rows != expected:
                 raise CatalogError(str(self.path), f"{found.num_rows} rows", f"{expected}, as its footer says", REPAIR)
             _check_values(found, str(self.path))
+        except RhumbError:  # of a store, which is an OSError
+            raise
         except (OSError, pa.ArrowException) as error:
             raise damaged(self.path, error) from error
         ordered = found if found.column_names == names else found.select(names)
@@ -98,6 +114,8 @@ class Shard:
     def _check_chunks(self, groups: Sequence[int], names: Sequence[str]) -> None:
         """Compare the column chunks to be read with their checksums, and their sizes with what rows account for."""
         leaves = sorted(leaf for name in names for leaf in self._leaves[name])
+        if self._fetch is not None:
+            self._fetch(self._spans(groups, leaves))
         for number in groups:
             group = self.metadata.row_group(number)
             chunks = [group.column(leaf) for leaf in leaves]
@@ -124,6 +142,8 @@ class Shard:
         For what comes from others, before any of it is unpacked. Reads the whole file; some 10 us a page.
         """
         unpacked = 0
+        if self._fetch is not None:
+            self._fetch([(0, self._source.size())])
         for number in range(self.metadata.num_row_groups):
             group = self.metadata.row_group(number)
             for leaf, name in enumerate(self._names):
@@ -186,21 +206,32 @@ class Shard:
         self.close()
 
 
-def open_shard(path: Path, entry: FileEntry, schema: pa.Schema | None = None, longest: int = LONGEST_LIST) -> Shard:
+def open_shard(
+    path: Path,
+    entry: FileEntry,
+    schema: pa.Schema | None = None,
+    longest: int = LONGEST_LIST,
+    fetch: Fetch | None = None,
+) -> Shard:
     """A Parquet file as the manifest describes it: its footer, size, rows, and no more in it than these account for.
 
-    `schema`: the columns it must have: names, types, nullability. `longest`: items that lists may have a row.
+    `schema`: the columns it must have: names, types, nullability. `longest`: items that lists may have a row. `fetch`:
+    has what is about to be read put into the file, which has its full size but may be empty in between.
 
     Raises CatalogError: missing, damaged, of other columns, of row groups of several sizes, or of absurd lengths.
     """
     try:
+        if fetch is not None:
+            _fetch_footer(path, entry.bytes, fetch)
         if entry.footer is not None and footer_sha256(path) != entry.footer:
             raise CatalogError(str(path), "a changed footer", "the shard as committed", REPAIR)
         source = pa.OSFile(str(path))
+    except RhumbError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
     try:
-        shard = _opened(path, source, longest)
+        shard = _opened(path, source, longest, fetch)
         _check_footer(shard, entry, source.size(), schema)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         source.close()
@@ -211,11 +242,22 @@ def open_shard(path: Path, entry: FileEntry, schema: pa.Schema | None = None, lo
     return shard
 
 
-def _opened(path: Path, source: pa.OSFile, longest: int) -> Shard:
+def _fetch_footer(path: Path, size: int, fetch: Fetch) -> None:
+    """Have the end of a file fetched, which says how long the footer is, and then what is left of it."""
+    first = min(size, max(_TAIL[0], min(_TAIL[1], size // 8)))
+    fetch([(size - first, first)])
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - PARQUET_TAIL))
+        length = int.from_bytes(stream.read(4), "little") + PARQUET_TAIL
+    if first < length <= size:
+        fetch([(size - length, length)])
+
+
+def _opened(path: Path, source: pa.OSFile, longest: int, fetch: Fetch | None) -> Shard:
     metadata = pq.read_metadata(source)
     summed = SUMS.encode() in (metadata.metadata or {})  # checksums of whole chunks take in those of pages
     file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=not summed)
-    return Shard(path, source, file, longest)
+    return Shard(path, source, file, longest, fetch)
 
 
 def _check_footer(shard: Shard, entry: FileEntry, size: int, schema: pa.Schema | None) -> None:
@@ -232,7 +274,7 @@ def _check_footer(shard: Shard, entry: FileEntry, size: int, schema: pa.Schema |
     if sum(rows) != metadata.num_rows or not even:
         raise CatalogError(at, "row groups of several sizes", "one size for all but the last", REPAIR)
     if schema is not None and not shard.schema_arrow.equals(schema):
-        raise CatalogError(f"{at}: {_differing(shard.schema_arrow, schema)}", "another column", "the schema", REPAIR)
+        raise CatalogError(f"{at}: {differing(shard.schema_arrow, schema)}", "another column", "the schema", REPAIR)
 
 
 def most_unpacked(size: int) -> int:
@@ -240,13 +282,14 @@ def most_unpacked(size: int) -> int:
     return _UNPACKED * size + _SMALL
 
 
-def _differing(found: pa.Schema, expected: pa.Schema) -> str:
-    """The first column that two schemas disagree about."""
+def differing(found: pa.Schema, expected: pa.Schema) -> str:
+    """The first column that two schemas disagree about; what else of them differs where none does."""
     theirs: Mapping[str, pa.Field] = {field.name: field for field in expected}
     for field in found:
         if field.name not in theirs or not field.equals(theirs[field.name]):
             return str(field.name)[:80]
-    return next((name for name in theirs if name not in found.names), "order of the columns")
+    other = "order of the columns" if not found.equals(expected) else "features"
+    return next((name for name in theirs if name not in found.names), other)
 
 
 def plain_schema(file: pq.ParquetFile) -> pa.Schema:

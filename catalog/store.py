@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from catalog.fs import PROBE
-from catalog.local_store import LocalStore, Store, checked_name
+from catalog.fs import PROBE, sha256_of
+from catalog.local_store import LocalStore, Store, checked_name, other_bytes, whole_piece
 from catalog.store_calls import StoreError, bounded, clear_error, without_secrets
 from pipeline.errors import CatalogError, InputError, NotFoundError
 
@@ -106,11 +106,26 @@ class UrlStore(Store):
     def read(self, name: str) -> bytes:
         return bytes(self._call(name, self._files.cat_file))
 
+    def read_range(self, name: str, start: int, size: int) -> bytes:
+        piece = b""
+        if size:
+            piece = bytes(self._call(name, lambda path: self._files.cat_file(path, start=start, end=start + size)))
+        return whole_piece(f"{self.place}: {name}", piece, start, size)
+
     def fetch(self, name: str, target: Path) -> None:
         self._call(name, lambda path: self._files.get_file(path, str(target)))
 
     def put(self, name: str, source: Path) -> None:
         self._written(name, lambda path: self._files.put_file(str(source), path))
+
+    def keep(self, name: str, source: bytes | Path, sha256: str) -> None:
+        found = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_of(source)
+        if found != sha256:
+            raise other_bytes(source, name)
+        if isinstance(source, bytes):
+            self.replace(name, source)
+        else:
+            self.put(name, source)
 
     def replace(self, name: str, data: bytes) -> None:
         self._written(name, lambda path: self._files.pipe_file(path, data))
@@ -154,6 +169,14 @@ class UrlStore(Store):
 
     def tidy(self, below: str) -> None:
         """Nothing: an object store has no folders."""
+
+    def folders(self, below: str) -> list[str]:
+        try:
+            found = self._call(below, lambda path: self._files.ls(path, detail=True))
+        except NotFoundError:
+            return []
+        names = {str(one["name"]).rstrip("/").rsplit("/", 1)[-1] for one in found if one["type"] == "directory"}
+        return sorted(name for name in names if not name.startswith("."))
 
     def list(self, below: str = "") -> list[str]:
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import re
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from catalog import secrecy
 from catalog.fs import FULL_DISK
 from pipeline.errors import CatalogError, InputError, RhumbError
 
@@ -34,7 +34,6 @@ _DENIED_NAMES = frozenset(
 )  # fmt: skip
 _DENIED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired",
                            "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"})  # fmt: skip
-_SECRET = re.compile(r"\?\S*|(?<=://)[^/\s@]*@|(?i:(key|secret|token|password|signature)[^\s=:]{0,20}[=:]\s*\S+)")
 
 
 class StoreError(RhumbError, ConnectionError):
@@ -75,9 +74,11 @@ def clear_error(place: str, error: Exception) -> Exception:
     codes = {part for one in _chain(error) for part in _codes_of(one)}
     names = {cls.__name__ for one in _chain(error) for cls in type(one).__mro__}
     found = f"{place}: {type(error).__name__} ({without_secrets(str(error))})"
-    if codes & _DENIED_CODES or names & _DENIED_NAMES or isinstance(error, PermissionError) or codes & {"401", "403"}:
+    if "RequestTimeTooSkewed" in codes:
+        return InputError("store", f"{found}: a clock that is wrong", "the right time", "Set the clock of this machine")
+    if (denied := _denied(error, codes, names)) is not None:
         return InputError(
-            "store", f"{found}: access denied, or credentials missing or expired", "credentials that may write",
+            "store", f"{found}: {denied}", "credentials that may write",
             "Renew them in the environment and run the same command again; nothing that was committed is lost",
         )  # fmt: skip
     if _passing(error, codes, names):
@@ -87,6 +88,16 @@ def clear_error(place: str, error: Exception) -> Exception:
     if "NoSuchBucket" in codes:
         return InputError("store", f"{place}: no such bucket", "one that exists")
     return CatalogError("store", found, "a store that can be read and written")
+
+
+def _denied(error: Exception, codes: set[str], names: set[str]) -> str | None:
+    """In what words access was denied; None where it was not."""
+    known = codes & (_DENIED_CODES | {"401", "403"}) or names & _DENIED_NAMES
+    if known or isinstance(error, PermissionError):
+        return "access denied, or credentials missing or expired"
+    if "400" in codes and all(code.isdecimal() for code in codes):  # of HEAD, whose answers have no body to say more
+        return "a bad request and no reason, which is how S3 refuses credentials missing or expired"
+    return None
 
 
 def _passing(error: Exception, codes: set[str], names: set[str]) -> bool:
@@ -118,5 +129,5 @@ def _codes_of(error: BaseException) -> list[str]:
 
 
 def without_secrets(text: str) -> str:
-    """`text` shortened, without the queries and credentials of URLs, and without values that are called secrets."""
-    return _SECRET.sub("...", text)[:200]
+    """`secrecy.without_secrets`, shortened."""
+    return secrecy.without_secrets(text)[:200]

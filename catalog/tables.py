@@ -227,9 +227,10 @@ def decoded(rows: pa.Table, layout: Layout, space: str, name: str) -> np.ndarray
 
 
 def recoded(rows: pa.Table, former: Layout, layout: Layout, name: str) -> pa.Table:
-    """Rows of directions with their vectors stored as `layout` says; as they are where both say the same."""
-    if former == layout:
-        return rows
+    """Rows of directions as `layout` has them; their vectors as they are where both store them the same way."""
+    schema = table_schema("directions", layout)
+    if former.codecs == layout.codecs:
+        return rows.select(schema.names).replace_schema_metadata(schema.metadata)
     spaces = rows.column("space").to_pylist()
     plain: list[dict[str, Any]] = [{"space": space} for space in spaces]
     for space in layout.spaces:
@@ -237,7 +238,6 @@ def recoded(rows: pa.Table, former: Layout, layout: Layout, name: str) -> pa.Tab
         for i, vector in zip(own, decoded(rows.take(own), former, space, name), strict=True):
             plain[i]["vector"] = vector
     ready = _vector_columns(plain, layout)
-    schema = table_schema("directions", layout)
     columns = [ready[field.name] if field.name in ready else rows.column(field.name) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 

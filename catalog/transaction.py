@@ -31,6 +31,7 @@ from catalog.fs import (
     sha256_of,
     write_flushed,
     write_flushed_by,
+    writing_to,
 )
 from catalog.manifest import FileEntry, Manifest
 from catalog.store import Store
@@ -51,6 +52,11 @@ class _Held:
         """Whether the lock was given back."""
         return self._descriptor < 0
 
+    def check(self) -> None:
+        """Raise ConflictError where the lock was given back."""
+        if self.freed:
+            raise ConflictError("writer", "one that was closed", "an open one", "Open it again")
+
     def free(self) -> None:
         """Give the lock back, the file stays: removing it would race with the next holder. Safe to call twice."""
         if self._descriptor >= 0:
@@ -64,7 +70,8 @@ class Lock(_Held):
     def __init__(self, folder: Path) -> None:
         path = folder / LOCK
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(path, flags, 0o644)
+        with writing_to(folder):
+            self._descriptor = os.open(path, flags, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 from catalog import manifest as manifests
 from catalog.concepts import concept_problems
 from catalog.fs import LOCK, MANIFEST, PRIVATE, footer_sha256, inside, sha256_of
+from catalog.hub.parts import part_name, part_of
 from catalog.index import DirectionIndex, check_codes
 from catalog.manifest import FileEntry, Manifest
 from catalog.mirror import opened, present, store_of
 from catalog.reader import Catalog
 from catalog.rules import Frame, check_direction, check_id, check_image, check_region, stored_picture
 from catalog.schema import KEYS, TABLES, light_columns, table_schema
-from catalog.shards import Shard, open_shard
+from catalog.shards import Shard, differing, open_shard
 from catalog.store import LocalStore
 from catalog.tables import decoded, effects_of, values_of
 from pipeline.errors import CatalogError, NotFoundError, RhumbError
@@ -130,6 +131,7 @@ class _Tables:
         self.root, self.manifest, self.layout = root, manifest, manifest.layout
         model = manifest.provenance.model["fingerprint"]
         self.frame = Frame(model, self.layout.spaces, self.layout.effect_shape)
+        self._pictures = {t: [n for n in names if n not in self.layout.left_out] for t, names in _PICTURES.items()}
         self.ids: dict[str, np.ndarray] = {}  # (n,) "S32", sorted, by table
         self.problems: list[Problem] = []
         self._noted: Counter[str] = Counter()
@@ -165,8 +167,10 @@ class _Tables:
         ids: list[str] = []
         try:
             with open_shard(inside(self.root, path), self.manifest.files[path]) as file:
-                if not file.schema_arrow.equals(table_schema(table, self.layout), check_metadata=True):
-                    raise CatalogError(path, "columns or types differ from the schema", "those of the schema")
+                schema = table_schema(table, self.layout)
+                if not file.schema_arrow.equals(schema, check_metadata=True):
+                    odd = differing(file.schema_arrow, schema)
+                    raise CatalogError(f"{path}: {odd}", "columns or types differ from the schema", "the schema's")
                 file.check_pages()
                 for group in range(file.metadata.num_row_groups):
                     ids += self._check_group(table, path, file, group)
@@ -187,29 +191,36 @@ class _Tables:
     def _check_rows(self, table: str, path: str, rows: pa.Table) -> list[str]:
         """The ids of some rows, after a check of each."""
         ids, what = [], table[:-1]
-        names = [*light_columns(rows.schema), *_PICTURES[table]]
+        names = [*light_columns(rows.schema), *self._pictures[table]]
         for row in rows.select(names).to_pylist():
             key = row[KEYS[table]]
             self._try(path, f"{what} {key!r}"[:60], partial(self._check_row, table, row))
             if isinstance(key, str) and key.isascii() and len(key) == _ID_DIGITS:
                 ids.append(key)
         if table == "directions":
+            self._try(path, "name", partial(_check_name, path, rows))
             self._try(path, "vectors", partial(self._check_vectors, path, rows))
-        elif table == "images":
+        elif "latent" in rows.column_names:
             self._try(path, "latent", partial(_check_latents, rows))
         return ids
 
     def _check_row(self, table: str, row: Mapping[str, Any]) -> None:
         at = f"{table[:-1]} {check_id(row[KEYS[table]], KEYS[table])}"
-        pictures = {name: stored_picture(row[name], f"{at}: {name}") for name in _PICTURES[table]}
+        pictures = {name: stored_picture(row[name], f"{at}: {name}") for name in self._pictures[table]}
         if table == "directions":
             check_direction(row, pictures, self.frame)
         elif table == "regions":
-            check_region(row, pictures["mask"], self.frame)
+            check_region(row, pictures.get("mask"), self.frame)
         else:
-            check_image(row, pictures["image"], self.frame)
-            height, width = pictures["image"].shape[:2]
-            self.frame = replace(self.frame, size=(height, width))
+            check_image(row, pictures.get("image"), self.frame)
+        self._learn_size(pictures)
+
+    def _learn_size(self, pictures: Mapping[str, np.ndarray]) -> None:
+        """The size of all images: that of the first, or where images are left out of a mask, or of a preview."""
+        for name, wide in (("image", 1), ("mask", 1), ("preview", 3)):
+            if self.frame.size is None and name in pictures:
+                height, width = pictures[name].shape[:2]
+                self.frame = replace(self.frame, size=(height, width // wide))
 
     def _check_vectors(self, path: str, rows: pa.Table) -> None:
         self._check_unit(path, rows, lambda part: effects_of(part, "effect"))
@@ -271,6 +282,8 @@ class _Tables:
                         self._note(path, f"{key}: region_id is missing")
                 elif place[i] < 0 or image[place[i]] != found[i] or region[place[i]] != numbers.get(name, -1):
                     self._note(path, f"{key}: region {region_id} is not in the catalog as {name} of its image")
+            if self.manifest.part is not None:
+                continue
             pairs_of = [(key, parent) for key, parents in zip(keys, own["parents"], strict=True) for parent in parents]
             for at in np.flatnonzero(_rows_of([parent for _, parent in pairs_of], self.ids["directions"]) < 0):
                 self._note(path, f"{pairs_of[at][0]}: parent {pairs_of[at][1]} is not in the catalog")
@@ -292,6 +305,17 @@ class _Tables:
 
 def _told(error: Exception) -> str:
     return str(error) if isinstance(error, RhumbError) else f"unreadable ({type(error).__name__}: {str(error)[:200]})"
+
+
+def _check_name(path: str, rows: pa.Table) -> None:
+    """Raise CatalogError where the name of a shard of directions says another data set or region than its rows."""
+    said = part_of(path)
+    if said is None:
+        return
+    for pair in rows.select(["dataset", "region"]).group_by(["dataset", "region"]).aggregate([]).to_pylist():
+        if part_name(pair["dataset"], pair["region"]) != said:
+            found = f"rows of {pair['region']} of {pair['dataset']}"
+            raise CatalogError(path, found[:200], "those that its name says", "Have it published anew")
 
 
 def _check_latents(rows: pa.Table) -> None:

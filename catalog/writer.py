@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catalog import manifest as manifests
 from catalog.adoption import Adopted, Intake
@@ -25,19 +26,20 @@ from catalog.chunks import (
 )
 from catalog.codecs import CodecSpec
 from catalog.deposits import Deposit, damaged, discard
-from catalog.fs import CARD, MANIFEST, disk_error
+from catalog.fs import CARD, MANIFEST, writing_to
 from catalog.kept import keep_receipts, known_rows
-from catalog.manifest import ChunkEntry, ConceptsEntry, IndexEntry, Manifest, Provenance
-from catalog.mirror import opened, recovered, refreshed, start_transaction, store_of
+from catalog.manifest import ChunkEntry, ConceptsEntry, IndexEntry, Manifest, PackPart, Provenance
+from catalog.mirror import locked, opened, recovered, refreshed, start_transaction, store_of
 from catalog.places import Known
 from catalog.records import Chunk
-from catalog.schema import KEYS, TABLES, Layout, parquet_settings
+from catalog.schema import KEYS, LEFT_OUT, TABLES, Layout, parquet_settings
 from catalog.shards import LONGEST_LIST, write_shard
 from catalog.store import Store, StoreError
 from catalog.tables import check_name
 from catalog.transaction import Lock, Transaction, unborn
 from pipeline.errors import ConflictError, InputError
 
+_WHOLE = "a whole catalog, as mining makes it"
 _PNG = b"\x89PNG\r\n\x1a\n"
 Stored = tuple[bytes, int | None]
 """A file's bytes, and its rows where it is a table."""
@@ -55,33 +57,42 @@ class CatalogWriter:
 
     @classmethod
     def create(
-        cls, folder: str | Path, provenance: Provenance, codecs: Mapping[str, CodecSpec] | None = None
+        cls,
+        folder: str | Path,
+        provenance: Provenance,
+        codecs: Mapping[str, CodecSpec] | None = None,
+        left_out: Collection[str] = (),
+        part: PackPart | None = None,
     ) -> CatalogWriter:
         """Begin the catalog in `folder`, or continue it if it is of the same recipe, model and data.
 
         `codecs`: how a new catalog stores the vectors of a space; the default one of each where left out. One that was
-        begun keeps its own.
+        begun keeps its own. `left_out`: columns that its tables do not have, `part`: the published version that it is
+        a part of; neither is for mining, and one that was begun must have the same.
 
-        Raises ConflictError, with nothing written: the folder holds something else, or another writer is at work.
+        Raises ConflictError, with nothing written: the folder holds something else, or another writer is at work;
+        InputError: it cannot be written to.
         """
         root = refreshed(folder)
+        if unknown := sorted(set(left_out) - set(LEFT_OUT)):
+            raise InputError("left_out", unknown[0], f"some of {', '.join(LEFT_OUT)}")
         try:
-            new = manifests.fresh(provenance, codecs)
+            new = manifests.fresh(provenance, codecs, left_out, part)
             manifests.parse(manifests.dump(new))
         except (ValueError, TypeError) as error:
             raise InputError("provenance", str(error)[:300], "plain JSON values that read back unchanged") from error
-        cls._refuse_foreign(root, provenance)
-        with _clear_disk_errors(root):
+        with writing_to(root):
+            cls._refuse_foreign(root, new)
             root.mkdir(parents=True, exist_ok=True)
-            lock = Lock(root)
+            lock = locked(root, patient=True)
         writer = cls(root, lock, new)
         with writer._closing_on_error():
             standing = recovered(root)
             if standing is None:
-                cls._refuse_foreign(root, provenance)
+                cls._refuse_foreign(root, new)
                 writer._begin(new)
             else:
-                cls._refuse_other(root, standing.provenance, provenance)
+                cls._refuse_other(root, standing, new)
                 manifests.check_writable(standing, str(root / MANIFEST))
                 writer.manifest = standing
         return writer
@@ -91,18 +102,18 @@ class CatalogWriter:
         """Continue an existing catalog. Raises NotFoundError, CatalogError, ConflictError (another writer)."""
         root = opened(folder)
         current = manifests.load(root)
-        writer = cls(root, Lock(root), current)
+        writer = cls(root, locked(root), current)
         with writer._closing_on_error():
             writer.manifest = recovered(root) or current
             manifests.check_writable(writer.manifest, str(root / MANIFEST))
         return writer
 
     @staticmethod
-    def _refuse_foreign(root: Path, provenance: Provenance) -> None:
+    def _refuse_foreign(root: Path, new: Manifest) -> None:
         if root.exists() and not root.is_dir():
             raise ConflictError(str(root), "a file", "a folder for the catalog", "Choose another --out")
         if (root / MANIFEST).exists():
-            CatalogWriter._refuse_other(root, manifests.load(root).provenance, provenance)
+            CatalogWriter._refuse_other(root, manifests.load(root), new)
         elif root.exists() and not unborn(root):
             raise ConflictError(
                 str(root), f"a folder with other content and no {MANIFEST}", "an empty folder or a catalog",
@@ -110,14 +121,23 @@ class CatalogWriter:
             )  # fmt: skip
 
     @staticmethod
-    def _refuse_other(root: Path, there: Provenance, wanted: Provenance) -> None:
-        one, two = there.identity(), wanted.identity()
+    def _refuse_other(root: Path, there: Manifest, wanted: Manifest) -> None:
+        one, two = there.provenance.identity(), wanted.provenance.identity()
         for part in one:
             if one[part] != two[part]:
                 raise ConflictError(
                     f"{store_of(root).place}: {part}", f"a catalog of {one[part]}", f"one of {two[part]}",
                     "Choose another --out for this recipe; nothing was written",
                 )  # fmt: skip
+        if (there.left_out, there.part) != (wanted.left_out, wanted.part):
+            raise ConflictError(
+                store_of(root).place, _kind(there), _kind(wanted), "Choose another --out; nothing was written"
+            )
+
+    def _refuse_records(self) -> None:
+        """Raise ConflictError where the catalog was published or pulled: mining does not go on with one."""
+        if self.manifest.left_out or self.manifest.part is not None:
+            raise ConflictError(self.store.place, _kind(self.manifest), _WHOLE, "Mine into another --out")
 
     def _begin(self, new: Manifest) -> None:
         with self.transaction() as transaction:
@@ -161,6 +181,7 @@ class CatalogWriter:
         disk (the former version stands); ConflictError for a chunk id that stands for other content.
         """
         self._settle()
+        self._refuse_records()
         digest = digest_of(chunk)
         if chunk.chunk_id in self.manifest.chunks:
             if self.manifest.chunks[chunk.chunk_id].digest != digest:
@@ -189,6 +210,7 @@ class CatalogWriter:
         Raises as `commit` does; StoreError before anything is taken in.
         """
         self._settle()
+        self._refuse_records()
         store = store if store is not None else self.store
         intake, wrong = Intake(self.manifest, self.known()), damaged(deposits, store)
         dropped, adopted = dict[str, str](), list[Deposit]()
@@ -242,7 +264,7 @@ class CatalogWriter:
         """Put the concepts of the directions that the catalog holds now in place of former ones."""
         settings = parquet_settings("concepts", table.schema, self.manifest.layout)
         with self.transaction() as transaction:
-            longest = max(1, self.manifest.rows("directions"))  # a concept may hold all of them
+            longest = max(pc.list_value_length(table.column("members")).to_pylist(), default=1)
             path = stage_read_back(transaction, "concepts/{digest}.parquet", table, settings, longest)
             entry = ConceptsEntry(
                 path=path, rows=table.num_rows, directions_fingerprint=self.manifest.directions_fingerprint
@@ -266,6 +288,7 @@ class CatalogWriter:
         update = {"version": base.version + 1, "files": files, "retired": (), "pack": None, **changes}
         update["previous"] = transaction.previous
         new = manifests.validated({**dict(base), **update})
+        self._lock.check()
         transaction.commit(new, old, gone)
         self.manifest = new
 
@@ -278,13 +301,12 @@ class CatalogWriter:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """A transaction that leaves the standing version and no leftovers if anything at all goes wrong."""
-        if self._lock.freed:
-            raise ConflictError(str(self.folder), "a writer that was closed", "an open one", "Open it again")
+        self._lock.check()
         started: Transaction | None = None
         before = self.manifest.version
         try:
             self._settle()
-            with _clear_disk_errors(self.folder):
+            with writing_to(self.folder):
                 started = start_transaction(self.folder, self.manifest)
                 yield started
                 started.close()
@@ -320,7 +342,8 @@ class CatalogWriter:
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
         try:
-            yield
+            with writing_to(self.folder):
+                yield
         except BaseException:
             self.close()
             raise
@@ -338,15 +361,11 @@ class CatalogWriter:
         self.close()
 
 
-@contextmanager
-def _clear_disk_errors(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        clear = disk_error(root, error)
-        if clear is None:
-            raise
-        raise clear from error
+def _kind(manifest: Manifest) -> str:
+    """What a catalog is besides its content: for errors."""
+    left_out = f"a catalog that was published without {', '.join(manifest.left_out)}" if manifest.left_out else ""
+    of_pack = f"a part of {manifest.part.repository} {manifest.part.version}" if manifest.part is not None else ""
+    return ", ".join(filter(None, (left_out, of_pack))) or _WHOLE
 
 
 def _bytes_writer(data: bytes) -> Callable[[BinaryIO], object]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from catalog.compaction import compact
 from catalog.comparing import Difference, diff
 from catalog.exporting import FORMATS, export
-from catalog.hub import find_snapshot
+from catalog.hub.names import PackName
+from catalog.hub.snapshots import open_pack
 from catalog.merging import merge
 from catalog.places import texts
 from catalog.reader import Catalog
@@ -29,10 +30,9 @@ def catalog(arguments: Namespace) -> int:
 
 
 def _opened(place: str) -> Catalog:
-    """A catalog folder, or one version of a pack: HUB/ORG/NAME@X.Y.Z."""
-    repository, at, version = place.rpartition("@")
-    if at and not Path(place).exists():
-        return Catalog.open(find_snapshot(repository, version))
+    """A catalog folder or store, or one version of a pack, read in place: PACK@X.Y.Z."""
+    if "@" in place.rpartition("/")[2] and not Path(place).exists():
+        return open_pack(PackName.parse(place))
     return Catalog.open(place)
 
 
@@ -43,6 +43,8 @@ def _info(arguments: Namespace) -> None:
     def text() -> None:
         for name in ("name", "format", "version", "model", "data", "licence", "pack"):
             say(f"{name}: {found[name]}")
+        if found["without"]:
+            say(f"left out of this pack: {', '.join(found['without'])}")
         rows = [(t["table"], t["rows"], t["shards"], f"{t['bytes'] / 1e6:.1f} MB") for t in found["tables"]]
         table("tables", ("table", "rows", "shards", "size"), rows)
         vectors = [
@@ -58,7 +60,12 @@ def _info(arguments: Namespace) -> None:
 
 
 def _diff(arguments: Namespace) -> int:
-    with _opened(str(arguments.former)) as former, _opened(str(arguments.later)) as later:
+    return show_difference(str(arguments.former), str(arguments.later), arguments.json)
+
+
+def show_difference(one: str, two: str, as_json: bool) -> int:
+    """Answer with what two catalogs differ in; 1 where they do."""
+    with _opened(one) as former, _opened(two) as later:
         found = diff(former, later)
 
     def text() -> None:
@@ -66,14 +73,14 @@ def _diff(arguments: Namespace) -> int:
             (name, len(found.added[name]), len(found.dropped[name]), sum(c.table == name for c in found.changed))
             for name in TABLES
         ]
-        table(f"{arguments.former} -> {arguments.later}", ("table", "added", "dropped", "changed"), counts)
+        table(f"{one} -> {two}", ("table", "added", "dropped", "changed"), counts)
         _print_rows(found)
         for name, (before, after) in found.provenance.items():
             say(f"{name}: {str(before)[:100]} -> {str(after)[:100]}")
         figures = [(name, before, after) for name, (before, after) in found.figures.items()]
         table("medians of the evidence", ("figure", "before", "after"), figures)
 
-    answer({**plain(found), "same": found.same}, arguments.json, text)
+    answer({**plain(found), "same": found.same}, as_json, text)
     return 0 if found.same else 1
 
 

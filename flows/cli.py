@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.fs import disk_error
+from flows import pack_arguments as packs
 from flows.console import complain
 from flows.orchestration import arguments as orchestration
 from flows.run_arguments import RUN
@@ -28,6 +29,7 @@ MODULES = {
     "catalog": "flows.catalog_commands",
     **dict.fromkeys(("similar", "homogeneity", "concepts"), "flows.lookup_commands"),
     **dict.fromkeys(orchestration.COMMANDS, "flows.orchestration_commands"),
+    **dict.fromkeys(packs.COMMANDS, "flows.pack_commands"),
 }
 """Where the function of a command lies, if not in `flows.commands`."""
 ENVIRONMENT = {
@@ -45,8 +47,6 @@ RECIPE: Spec = (
     {"type": Path, "metavar": "RECIPE", "help": "YAML recipe, or the name of a built-in one such as celebahq, whose "
      "relative paths then start at the working directory"},
 )  # fmt: skip
-REPO: Spec = ("repo", {"metavar": "REPO", "help": "file:///HUB/ORG/NAME or a path HUB/ORG/NAME"})
-VERSION: Spec = ("--version", {"required": True, "metavar": "X.Y.Z", "help": "version of the pack"})
 IMAGE: Spec = (
     "--image",
     {"type": Path, "required": True, "metavar": "PNG", "help": "the picture, of any common format, size and mode"},
@@ -83,8 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
         for argument, options in (*specs, JSON):
             command.add_argument(argument, **options)
 
-    for group in (_add_mining, _add_lookup, _add_edits, _add_packs, _add_checks, _add_training):
+    for group in (_add_mining, _add_lookup, _add_edits, _add_checks, _add_training):
         group(add)
+    packs.add_packs(add, CATALOG, KINDS)
     orchestration.add_orchestration(add, RECIPE)
     _add_catalog(commands)
     return parser
@@ -96,7 +97,7 @@ def _add_catalog(commands: Any) -> None:
     actions = commands.add_parser("catalog", help=text, description=text).add_subparsers(
         dest="action", required=True, metavar="ACTION", help="`rhumb catalog ACTION --help` lists its options"
     )
-    place = {"type": Path, "metavar": "CATALOG", "help": "catalog folder, or HUB/ORG/NAME@X.Y.Z of a local hub"}
+    place = {"type": Path, "metavar": "CATALOG", "help": "catalog folder, or PACK@X.Y.Z"}
 
     def add(name: str, text: str, *specs: Spec) -> None:
         action = actions.add_parser(name, help=text, description=text)
@@ -280,28 +281,6 @@ def _add_edits(add: Add) -> None:
         CATALOG,
         ("--out", {"type": Path, "default": None, "metavar": "FOLDER", "help": "default: CATALOG/../report"}),
         MODEL,
-    )
-
-
-def _add_packs(add: Add) -> None:
-    add(
-        "publish",
-        "publish a catalog as a versioned pack on a local hub",
-        CATALOG,
-        REPO,
-        VERSION,
-        ("--licence", {"default": None, "help": "licence of the pack (default: as the data set says)"}),
-        (
-            "--override",
-            {"action": "store_true", "help": "publish although the quality is worse than the version before's"},
-        ),
-    )
-    add(
-        "pull",
-        "download one version of a pack; the result is a catalog",
-        REPO,
-        VERSION,
-        _out("FOLDER", "catalog folder, new or of the same pull"),
     )
 
 

@@ -11,7 +11,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog import hub
 from catalog.index import build_indexes
 from catalog.reader import Catalog
 from catalog.verify import verify as verify_catalog
@@ -144,44 +143,18 @@ def edit(arguments: Namespace) -> None:
         arguments.model, arguments.mask, not arguments.no_shift,
     )  # fmt: skip
     shifts = "; ".join(f"{key[:12]} {_shift(shift)}" for key, shift in done.shifts.items())
-    answer(plain(done), arguments.json, lambda: say(f"wrote {arguments.out}; shifted by pixels x, y: {shifts}"))
+
+    def text() -> None:
+        for told in done.remarks:
+            say(told)
+        say(f"wrote {arguments.out}; shifted by pixels x, y: {shifts}")
+
+    answer(plain(done), arguments.json, text)
 
 
 def _shift(shift: tuple[float, float] | None) -> str:
     """Pixels to the right and down."""
     return "none" if shift is None else f"{shift[0]:+.1f}, {shift[1]:+.1f}"
-
-
-def publish(arguments: Namespace) -> None:
-    """`rhumb publish CATALOG REPO --version X.Y.Z`."""
-    from flows.publishing import publish_catalog
-
-    done = publish_catalog(
-        arguments.catalog, arguments.repo, arguments.version, arguments.licence, override=arguments.override
-    )
-    pack = done.published
-
-    def text() -> None:
-        for reason, count in done.rejected.items():
-            say(f"left out: {count} directions, {reason}")
-        for figure in done.overridden:
-            say(f"published although worse: {figure}")
-        say(f"published {pack.repository} {pack.version} ({pack.bytes / 1e6:.1f} MB) -> {pack.folder}")
-
-    told = {"rejected": done.rejected, "overridden": done.overridden}
-    answer(plain(pack) | plain(told), arguments.json, text)
-
-
-def pull(arguments: Namespace) -> None:
-    """`rhumb pull REPO --version X.Y.Z --out FOLDER`."""
-    with hub.pull(arguments.repo, arguments.version, arguments.out) as catalog:
-        rows = {name: catalog.manifest.rows(name) for name in ("directions", "images", "regions")}
-    text = ", ".join(f"{count} {name}" for name, count in rows.items())
-    answer(
-        {"folder": str(arguments.out), "rows": rows},
-        arguments.json,
-        lambda: say(f"pulled {text} -> {arguments.out}"),
-    )
 
 
 def verify(arguments: Namespace) -> int:
@@ -221,12 +194,20 @@ def status(arguments: Namespace) -> None:
 
 def report(arguments: Namespace) -> None:
     """`rhumb report CATALOG`."""
-    from flows.report.assemble import write_report
+    from flows.report.assemble import remarks_of, write_report
 
     out = arguments.out or arguments.catalog.resolve().parent / "report"
     with stage("drawing the report", 1) as advance:
         page = write_report(arguments.catalog, out, advance, arguments.model)
-    answer({"page": str(page)}, arguments.json, lambda: say(f"wrote {page}"))
+    with Catalog.open(arguments.catalog) as catalog:
+        remarks = remarks_of(catalog)
+
+    def text() -> None:
+        for told in remarks:
+            say(told)
+        say(f"wrote {page}")
+
+    answer({"page": str(page)} | ({"remarks": list(remarks)} if remarks else {}), arguments.json, text)
 
 
 def inspect(arguments: Namespace) -> None:

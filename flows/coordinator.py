@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from catalog.deposits import Deposit, clean, discard, whole_deposits
 from catalog.fs import INCOMING
 from catalog.writer import CatalogWriter
+from flows.console import complain
 from flows.datasets.contract import Failure, SourceImage, region_ids
 from flows.miner import MiningReport
 from flows.runners.contract import Runner
 from flows.stopping import StopRequest
-from flows.transient import patiently
+from flows.transient import LONG, is_transient, patiently
+from flows.watching.events import event
 from flows.watching.progress import Progress
 from flows.work import Desk, Work, stop_marker
 from pipeline.errors import CatalogError
 
 COMMIT_SHARE = 0.02  # of the time, at most, that goes into commits
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until a store that is away is asked again; doubled each time
 ROUNDS = 3  # in which work that came to nothing is handed out again
 
 
@@ -32,6 +36,8 @@ class Coordinator:
         self.job_id = desk.job.job_id
         self._open: dict[str, Work] = {}  # handed out and not yet in the catalog
         self._next = 0.0  # when the next commit is due
+        self._pause = FIRST_PAUSE
+        self._stop_told = False  # to workers
 
     def run(self, runner: Runner, chunks: Iterable[Sequence[SourceImage | Failure]]) -> None:
         """Mine what the catalog does not hold.
@@ -39,10 +45,9 @@ class Coordinator:
         Raises what went wrong with a worker; what had been mined until then is committed. CatalogError: work came to
         nothing, round after round.
         """
-        self._adopt(list(whole_deposits(self.store, self.job_id)), counted=False)  # what a killed run left
-        patiently(self._clean)  # and its waste: half deposits, a stop marker
-        marker = stop_marker(self.job_id)
-        self.stop.on_request = lambda: patiently(lambda: self.store.replace(marker, b""))
+        patiently(lambda: self._adopt(counted=False), LONG)  # what a killed run left
+        patiently(self._clean, LONG)  # and its waste: half deposits, a stop marker
+        self.stop.on_request = self._tell_stop
         self._sweeping(runner, self._works(chunks))
         for _ in range(ROUNDS - 1):
             again = [] if self.stop.asked else self._unfinished()
@@ -52,7 +57,7 @@ class Coordinator:
             keys = ", ".join(key for work in lost for key, _ in work.items)[:200]
             again_later = "Run the same command again: what was mined is kept"
             raise CatalogError("work", f"no result for {keys}", "one from every worker", again_later)
-        patiently(self._clean)  # not after an error: workers may still be at it
+        patiently(self._clean, LONG)  # not after an error: workers may still be at it
 
     def _clean(self) -> None:
         """Remove all that is incoming, but for whole deposits."""
@@ -63,34 +68,75 @@ class Coordinator:
         """Have works done, and commit what is deposited meanwhile and, whatever ends it, at the end."""
         try:
             for _ in runner(self.desk, works):
+                if self.stop.asked and not self._stop_told:
+                    self._tell_stop()
                 if time.monotonic() >= self._next:
-                    self._sweep()
+                    self._sweep_or_put_off()
                 self.progress.beat()
-        finally:
-            self._sweep()
+        except BaseException:
+            self._sweep_or_put_off()
+            raise
+        patiently(self._sweep, LONG)
+
+    def _tell_stop(self) -> None:
+        """Have workers stop. Where the store is away, the next beat tries again: a signal handler must not wait."""
+        try:
+            self.store.replace(stop_marker(self.job_id), b"")
+            self._stop_told = True
+        except Exception as error:
+            if not is_transient(error):
+                raise
 
     def _sweep(self) -> None:
         """Commit all deposits in one version. The next is due when commits have had their share of the time."""
         started = time.monotonic()
-        self._adopt(list(whole_deposits(self.store, self.job_id)))
+        self._adopt()
         ended = time.monotonic()
         self._next = ended + (ended - started) * (1 / COMMIT_SHARE - 1)
+        if self._pause > FIRST_PAUSE:
+            self._pause = FIRST_PAUSE
+            event("store back", catalog=self.progress.catalog)
 
-    def _adopt(self, deposits: Sequence[Deposit], counted: bool = True) -> None:
-        """Take deposits in; `counted`: as what this run has done."""
+    def _sweep_or_put_off(self) -> None:
+        """`_sweep`, unless what is in its way may pass: deposits are safe where they are, and workers go on."""
+        try:
+            self._sweep()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            if self._pause == FIRST_PAUSE:
+                event("store away", level=logging.WARNING, catalog=self.progress.catalog, error=str(error))
+                complain(f"commits are put off until the store answers again: {error}")
+            self._next = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _adopt(self, counted: bool = True) -> None:
+        """Take in what lies in the store; `counted`: as what this run has done."""
+        deposits = list(whole_deposits(self.store, self.job_id))
         known = self.writer.failed_images
         old: list[Deposit] = []
         new: list[Deposit] = []
         for one in deposits:
             repeats = not one.images and all(known.get(i) == failed.reason for i, failed in one.failed.items())
             (old if repeats else new).append(one)
-        adopted = self.writer.adopt(new, self.store).adopted if new else ()
+        if new:
+            adopted = {one.work_id for one in self.writer.adopt(new, self.store).adopted}
+            self._taken((one for one in new if one.work_id in adopted or self._was_committed(one)), counted)
         if old:  # only images that had failed before failed again, and nothing is new
             discard(self.store, *old)
-        for deposit in (*adopted, *old):
+            self._taken(old, counted)
+
+    def _taken(self, deposits: Iterable[Deposit], counted: bool) -> None:
+        for deposit in deposits:
             self._open.pop(deposit.work_id, None)
             if counted:
                 self._count(deposit)
+
+    def _was_committed(self, deposit: Deposit) -> bool:
+        """Whether a deposit that was dropped is in the catalog by a commit of which no answer came."""
+        done = self.writer.known()["images"]
+        mined = deposit.images
+        return deposit.work_id in self._open and bool(mined) and all(image in done for image in mined)
 
     def _count(self, deposit: Deposit) -> None:
         note = deposit.note

@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from catalog import hub
+from catalog.hub.names import PackName, Version
+from catalog.hub.opening import open_hub
+from catalog.hub.pulling import pull
 from catalog.index import build_indexes
 from catalog.verify import verify
 from flows.console import stage
@@ -44,7 +46,7 @@ def run_demo(out: Path, recipe_path: Path | None = None, limit: int | None = Non
         advance(1, "indexed")
         _timed(seconds, "publish", lambda: _publish_once(out))
         advance(1, "published")
-        _timed(seconds, "pull", lambda: hub.pull(str(out / "hub" / REPOSITORY), VERSION, out / "pulled").close())
+        _timed(seconds, "pull", lambda: pull(_pack(out), out / "pulled"))
         advance(1, "pulled")
         _timed(seconds, "verify", lambda: _verify(out / "pulled"))
         advance(1, "verified")
@@ -73,10 +75,14 @@ def _check_folder(out: Path) -> None:
         )  # fmt: skip
 
 
+def _pack(out: Path) -> PackName:
+    return PackName.parse(str(out / "hub" / REPOSITORY), VERSION)
+
+
 def _publish_once(out: Path) -> None:
     """Publish the catalog; a demo that is run again finds its own version there and keeps it if it is the same."""
-    repository = str(out / "hub" / REPOSITORY)
-    if VERSION in hub.list_versions(repository):
+    pack, repository = _pack(out), str(out / "hub" / REPOSITORY)
+    if Version.parse(VERSION) in open_hub(pack).versions(pack.repository):
         if not is_published(out / "catalog", repository, VERSION):
             raise ConflictError(
                 "--out", f"{out / 'hub'} with {VERSION} of other directions", "a new folder or one of this demo",

@@ -16,11 +16,12 @@ from catalog.reader import Catalog
 from flows.datasets.contract import BrokenImageError
 from flows.datasets.dataset import fit_mask
 from flows.datasets.pictures import open_image
+from flows.edit_settings import fit_of, recipe_of
 from flows.files import write_whole
+from flows.left_out import remark
 from flows.miner import mining_settings
 from flows.opening import open_model
 from flows.pictures import as_picture, png
-from flows.recipe import Recipe, parse_recipe
 from pipeline.editing import Edit, apply_edits, invert_pictures
 from pipeline.errors import CatalogError, InputError, ModelError, NotFoundError
 from pipeline.images import CENTER, Fit, as_tensor, fit_image
@@ -40,6 +41,7 @@ class EditDone:
     """Evidence of one edit: round-trip PSNR of the image in dB, root-mean-square change over the whole picture.
 
     `directions`: the strength of each; `shifts`: how far each was moved to its region, None where it is as mined.
+    `remarks`: what the catalog was published without, and what was done instead.
     """
 
     out: str
@@ -47,6 +49,7 @@ class EditDone:
     shifts: dict[str, Shift | None]
     round_trip_psnr: float
     change_rms: float
+    remarks: tuple[str, ...] = ()
 
 
 def load_picture(path: Path, shape: Sequence[int], fit: Fit = CENTER) -> np.ndarray:
@@ -88,6 +91,7 @@ def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, p
     """The region on a new image: its own mask as `own_mask` finds it, else the catalog's mean mask.
 
     Without a mask the region is taken where most catalogued masks of that name are, which suits aligned data only.
+    Raises InputError: no such region, or no mask at all, where those of the catalog are left out.
     """
     own = own_mask(mask, image, region, pixels, fit_of(catalog))
     if own is not None:
@@ -96,6 +100,12 @@ def region_mask(catalog: Catalog, mask: Path | None, image: Path, region: str, p
     if rows.num_rows == 0:
         known = sorted(catalog.regions().column("region").unique().to_pylist())
         raise InputError("--region", region, f"one of {', '.join(known)}")
+    if catalog.lacks("mask"):
+        beside = mask_beside(image, region).name
+        raise InputError(
+            "--mask", "none, and the catalog's own masks are left out of this pack",
+            f"the picture's own mask of the {region}", f"Give --mask PNG, or put {beside} beside the picture",
+        )  # fmt: skip
     some = rows.slice(0, _MEAN_OF)  # sorted by ids, which are hashes: a random sample
     masks = [catalog.mask(image_id, region) for image_id in some.column("image_id").to_pylist()]
     return np.asarray(np.mean(masks, axis=0) >= 0.5)
@@ -106,22 +116,13 @@ def picture_shape(catalog: Catalog) -> tuple[int, int, int]:
 
     Raises:
         CatalogError: no image in it.
+        NotFoundError: images are left out; the model says how large they were.
     """
     ids = catalog.images().column("image_id")
     if len(ids) == 0:
         raise CatalogError(str(catalog.folder), "no images", "a catalog with images", "Mine some first.")
     pixels = catalog.image(ids[0].as_py())
     return (1 if pixels.ndim == 2 else pixels.shape[2], pixels.shape[0], pixels.shape[1])
-
-
-def fit_of(catalog: Catalog) -> Fit:
-    """How the catalog's pictures were cropped and resized, for others like them."""
-    return recipe_of(catalog).dataset.resize.fit
-
-
-def recipe_of(catalog: Catalog) -> Recipe:
-    """The recipe a catalog was mined with."""
-    return parse_recipe(catalog.manifest.provenance.recipe)
 
 
 def model_of(catalog: Catalog, model: str | None = None) -> tuple[Denoiser, MiningSettings]:
@@ -211,7 +212,7 @@ def parse_masks(values: Sequence[str], regions: Collection[str]) -> dict[str, Pa
 def placed(catalog: Catalog, row: Mapping[str, Any], target: np.ndarray | None) -> tuple[torch.Tensor, Shift | None]:
     """A direction's vector, shifted from its home mask to its region's mask on another picture, and that shift.
 
-    `row` is its row of the catalog. As it was mined, and None, where either mask is missing.
+    `row` is its row of the catalog. As it was mined, and None, where either mask is missing, or left out of the pack.
     """
     return _shifted(catalog, row, torch.from_numpy(catalog.vector(row["direction_id"])), target)
 
@@ -224,7 +225,7 @@ def placed_effect(catalog: Catalog, row: Mapping[str, Any], target: np.ndarray |
 def _shifted(
     catalog: Catalog, row: Mapping[str, Any], vector: torch.Tensor, target: np.ndarray | None
 ) -> tuple[torch.Tensor, Shift | None]:
-    if target is None or row["region_id"] is None:
+    if target is None or row["region_id"] is None or catalog.lacks("mask"):
         return vector, None
     home, there = (torch.from_numpy(mask) for mask in (catalog.mask(row["image_id"], row["region"]), target))
     try:
@@ -273,6 +274,8 @@ def edit_picture(
         moved = {key: _shifted(catalog, row, row["vector"], known.get(row["region"])) for key, row in rows.items()}
         edits = [Edit(rows[key]["space"], moved[key][0], strength) for key, strength in wanted.items()]
         steps = recipe_of(catalog).method.inversion_steps
+        masked = any(mask is not None for mask in known.values())
+        remarks = remark(catalog, ["mask"], "directions are applied where they were mined") if masked else ()
     picture = as_tensor(pixels)[None]
     x_t = invert_pictures(denoiser, picture, settings.timestep, steps)
     plain = apply_edits(denoiser, x_t[0], settings.timestep, [], settings.decode)
@@ -285,4 +288,5 @@ def edit_picture(
         {key: moved[key][1] for key in wanted},
         float(round_trip_psnr(picture, plain[None])[0]),
         float(rms_inside((edited - plain)[None], everywhere)[0]),
+        remarks,
     )

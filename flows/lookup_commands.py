@@ -20,6 +20,7 @@ from catalog.reader import Catalog
 from catalog.writer import CatalogWriter
 from flows.console import answer, plain, say, table
 from flows.files import write_whole
+from flows.left_out import remark, remark_on_members
 from pipeline.errors import CatalogError, InputError
 
 KINDS = (("x", "local"), ("h", "individual"))  # what `homogeneity` of a region looks at
@@ -51,8 +52,9 @@ def similar(arguments: Namespace) -> None:
             from flows.lookup_pictures import similar_sheet
 
             write_whole(picture, similar_sheet(catalog, key, page))
+        remarks = _of_sheet(catalog, picture)
     document = {"direction": key, "by": arguments.by, "offset": page.offset, "among": page.among, "more": page.more}
-    document |= {"similar": plain(page.found)} | _written(picture)
+    document |= {"similar": plain(page.found)} | _written(picture, remarks)
     rows = [
         (f"{s.sign * s.score:+.3f}", s.direction_id, s.image_id[:12], s.region, s.space, s.kind, s.rank, len(s.others))
         for s in page.found
@@ -65,16 +67,23 @@ def similar(arguments: Namespace) -> None:
         table(title, header, rows)
         if page.more:
             say(f"more: --offset {page.offset + len(page.found)}")
-        _say_written(picture)
+        _say_written(picture, remarks)
 
     answer(document, arguments.json, text)
 
 
-def _written(picture: Path | None) -> dict[str, str]:
-    return {} if picture is None else {"picture": str(picture)}
+def _of_sheet(catalog: Catalog, picture: Path | None) -> tuple[str, ...]:
+    """What a contact sheet goes without."""
+    return () if picture is None else remark(catalog, ["preview"], "the contact sheet shows effects alone")
 
 
-def _say_written(picture: Path | None) -> None:
+def _written(picture: Path | None, remarks: tuple[str, ...]) -> dict[str, Any]:
+    return ({} if picture is None else {"picture": str(picture)}) | ({"remarks": list(remarks)} if remarks else {})
+
+
+def _say_written(picture: Path | None, remarks: tuple[str, ...]) -> None:
+    for told in remarks:
+        say(told)
     if picture is not None:
         say(f"wrote {picture}")
 
@@ -97,6 +106,7 @@ def _of_direction(catalog: Catalog, arguments: Namespace, picture: Path | None) 
         from flows.lookup_pictures import nearest_sheet
 
         write_whole(picture, nearest_sheet(catalog, found))
+    remarks = remark(catalog, ["mask"], "directions are compared where they lie") + _of_sheet(catalog, picture)
     rows = [(f"{n.sign * n.score:+.3f}", n.image_id, n.direction_id, n.rank, n.effect) for n in found.nearest]
 
     def text() -> None:
@@ -110,9 +120,9 @@ def _of_direction(catalog: Catalog, arguments: Namespace, picture: Path | None) 
             f"{found.agreement:.0%} of {found.used} images agree (|cos| of at least 0.5); median {found.q50:.2f}, "
             f"at random {found.random[1]:.2f}; mean cosine of effects {found.effect_agreement:+.2f}"
         )
-        _say_written(picture)
+        _say_written(picture, remarks)
 
-    answer({"homogeneity": plain(found)} | _written(picture), arguments.json, text)
+    answer({"homogeneity": plain(found)} | _written(picture, remarks), arguments.json, text)
 
 
 def _of_region(catalog: Catalog, arguments: Namespace, picture: Path | None) -> None:
@@ -133,6 +143,7 @@ def _of_region(catalog: Catalog, arguments: Namespace, picture: Path | None) -> 
         from flows.lookup_pictures import region_sheet
 
         write_whole(picture, region_sheet(catalog, found))
+    remarks = (remark_on_members(catalog) if concepts else ()) + _of_sheet(catalog, picture)
 
     def text() -> None:
         _show_region(region, arguments.by, found)
@@ -140,9 +151,9 @@ def _of_region(catalog: Catalog, arguments: Namespace, picture: Path | None) -> 
             _show_concepts(listed)
         else:
             say(hint or "no concepts of this region")
-        _say_written(picture)
+        _say_written(picture, remarks)
 
-    document = {"homogeneity": plain(found), "concepts": plain(listed)} | _written(picture)
+    document = {"homogeneity": plain(found), "concepts": plain(listed)} | _written(picture, remarks)
     answer(document, arguments.json, text)
 
 
@@ -196,14 +207,16 @@ def concepts(arguments: Namespace) -> None:
             from flows.lookup_pictures import concepts_sheet
 
             write_whole(picture, concepts_sheet(catalog, shown))
+        remarks = remark(catalog, ["mask"], "directions were compared where they lie") if arguments.build else ()
+        remarks += remark_on_members(catalog) + _of_sheet(catalog, picture)
 
     def text() -> None:
         _show_concepts(listed)
         if arguments.offset + len(shown) < len(found):
             say(f"{len(found)} concepts; more: --offset {arguments.offset + len(shown)}")
-        _say_written(picture)
+        _say_written(picture, remarks)
 
-    document = {"total": len(found), "offset": arguments.offset, "concepts": plain(listed)} | _written(picture)
+    document = {"total": len(found), "offset": arguments.offset, "concepts": plain(listed)} | _written(picture, remarks)
     answer(document, arguments.json, text)
 
 

@@ -70,8 +70,10 @@ def concepts_sheet(catalog: Catalog, concepts: Sequence[Concept]) -> bytes:
         lines += [f"{len(concept.members)} members, {concept.images} of {concept.of_images} images"]
         lines += [f"|cos| {concept.spread[1]:.2f}, effects {concept.effect_agreement:+.2f}"]
         signs = dict(zip(concept.members, concept.signs, strict=True))
-        pictures = [_sized(effect_picture(concept.effect)), _sized(concept.pictures())]
-        pictures += [_sized(_turned(catalog.preview(key), signs[key])) for key in examples(catalog, concept)]
+        pictures = [_sized(effect_picture(concept.effect))]
+        if not catalog.lacks("preview"):
+            pictures.append(_sized(concept.pictures()))
+            pictures += [_sized(_turned(catalog.preview(key), signs[key])) for key in examples(catalog, concept)]
         rows.append((pictures, lines))
     return sheet(rows)
 
@@ -79,7 +81,7 @@ def concepts_sheet(catalog: Catalog, concepts: Sequence[Concept]) -> bytes:
 def examples(catalog: Catalog, concept: Concept, count: int = _EXAMPLES - 1) -> list[str]:
     """Ids of the members nearest to the others, one per image, without the medoid and its image."""
     order = sorted(zip(concept.cosines, concept.members, strict=True), key=lambda pair: (-pair[0], pair[1]))
-    likely = [key for _, key in order[: 8 * (count + 1)]]
+    likely = [key for _, key in order[: 8 * (count + 1)] if catalog.holds(key)]  # a part of a pack may lack some
     chosen: dict[str, str] = {}
     for row in catalog.rows(likely, ["direction_id", "image_id"]):
         chosen.setdefault(row["image_id"], row["direction_id"])
@@ -112,9 +114,9 @@ def _words(lines: Sequence[str]) -> Picture:
 
 
 def _tiles(catalog: Catalog, direction_id: str, sign: int) -> list[Picture]:
-    """What a direction does, turned by `sign`: its preview, and its effect."""
-    effect = effect_picture(sign * catalog.effect(direction_id))
-    return [_sized(_turned(catalog.preview(direction_id), sign)), _sized(effect)]
+    """What a direction does, turned by `sign`: its preview, where the catalog has any, and its effect."""
+    effect = _sized(effect_picture(sign * catalog.effect(direction_id)))
+    return [effect] if catalog.lacks("preview") else [_sized(_turned(catalog.preview(direction_id), sign)), effect]
 
 
 def _turned(preview: np.ndarray, sign: int) -> np.ndarray:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,17 @@ import torch
 from catalog.records import Chunk, DirectionRecord, ImageRecord, RegionRecord, content_id
 from catalog.tables import Frame, check_records
 from flows.datasets.contract import Failure, SourceImage, region_ids
+from flows.edit_settings import edit_settings
 from flows.finding import Finder
+from flows.image_errors import ImageErrors
 from flows.neighbours import Neighbours
 from flows.pictures import as_picture
 from flows.ranks import check_ranks
 from flows.recipe import Recipe
 from flows.regions import GeneratedRegions
-from flows.time_limit import limited
+from flows.time_limit import BrokenOffError, limited
+from flows.transient import patiently
 from pipeline.editing import DecodeSettings, decode, invert_pictures
-from pipeline.errors import RhumbError
 from pipeline.images import as_tensor
 from pipeline.inversion import round_trip_psnr
 from pipeline.jacobian import jacobian
@@ -37,7 +41,9 @@ EFFECT_SIZE = 16
 EVIDENCE = ("strength", "strength_reached", "strength_limited", "gain", "leakage", "sigma", "residual", "converged",
             "checked", "gap", "angle", "cluster_first", "cluster_last", "iterations", "change", "joint_rank",
             "individual_rank", "rank_rule", "kept_share", "roir_before", "roir")  # fmt: skip
-FAILURES = (RhumbError, RuntimeError, ArithmeticError, ValueError)  # of one image; what else goes wrong ends the run
+
+Records = tuple[ImageRecord, Sequence[RegionRecord], Sequence[DirectionRecord]]
+"""Those of one image, of which a failed one has no regions and directions."""
 
 
 def method_fingerprint(recipe: Recipe) -> str:
@@ -65,20 +71,12 @@ class MiningReport:
 
 def mining_settings(recipe: Recipe, denoiser: Denoiser) -> MiningSettings:
     """The recipe's method in the pipeline's terms; fractions of T become timestep indices."""
-    method, steps = recipe.method, denoiser.info.train_timesteps
-    start, end = method.edit.h_window or (method.timestep, 0.0)
+    method, own = recipe.method, edit_settings(recipe, denoiser.info.train_timesteps)
     return MiningSettings(
-        timestep=round(method.timestep * steps),
+        timestep=own.timestep,
         loco=LocoSettings(**dict(method.loco)),
         jive=JiveSettings(**dict(method.jive)) if denoiser.info.bottleneck_shape else None,
-        decode=DecodeSettings(
-            steps=method.edit.steps,
-            h_window=(round(start * steps), round(end * steps)),
-            convention=method.edit.convention,
-            eta=method.edit.eta,
-            eta_share=method.edit.eta_share,
-            seed=recipe.seed,
-        ),
+        decode=own.decode,
         strength=method.edit.strength,
         tolerance=method.tolerance,
         seed=recipe.seed,
@@ -105,6 +103,7 @@ class Miner:
         self.recipe, self.denoiser = recipe, denoiser
         self.neighbours = None if catalog is None or not recipe.method.warm_start else Neighbours(catalog)
         self.settings = mining_settings(recipe, denoiser)
+        self.errors = ImageErrors(denoiser.device)
         self.finder = None
         if isinstance(recipe.regions, GeneratedRegions):
             self.finder = Finder(recipe, recipe.regions, denoiser, self.settings.timestep)
@@ -121,49 +120,74 @@ class Miner:
     ) -> Chunk:
         """Invert a chunk in one batch and mine each image; failures become records with their reason.
 
-        Images that have not been begun when `stopping` says so are left out. One that takes longer than `image_timeout`
-        seconds, or whose part of the inversion does, has failed.
+        Images that have not been begun when `stopping` says so are left out, and so is one that goes on for long after.
+        One that takes longer than `image_timeout` seconds, or whose part of the inversion does, has failed.
+
+        Raises what is wrong with no single image, as `ImageErrors` has it.
         """
         if self.neighbours is not None:
             self.neighbours.refresh()
         images = [item for item in items if isinstance(item, SourceImage)]
-        image_records = [unreadable(item) for item in items if isinstance(item, Failure)]
-        report.failed.update({item.source: item.reason for item in items if isinstance(item, Failure)})
-        regions: list[RegionRecord] = []
-        directions: list[DirectionRecord] = []
-        for image, inverted in zip(images, self._inverted(images, image_timeout), strict=True):
-            if stopping():
-                break
-            try:
-                with limited(image_timeout):
-                    record, own, found = self._records(image, inverted, report)
-            except FAILURES as error:
-                reason = f"{type(error).__name__}: {error}"
-                report.failed[image.source] = reason
-                image_records.append(self._image_record(image, failure=reason))
-                continue
-            report.images += 1
-            image_records.append(record)
-            regions += own
-            directions += found
+        unread = [item for item in items if isinstance(item, Failure)]
+        done: list[Records] = [(unreadable(item), (), ()) for item in unread]
+        limit = partial(limited, stopping=stopping)
+        try:
+            for image, inverted in zip(images, self._inverted(images, image_timeout, limit), strict=True):
+                if stopping():
+                    break
+                done.append(self._outcome(image, inverted, report, partial(limit, image_timeout)))
+        except BrokenOffError:  # what is done counts
+            pass
+        records = [record for record, _, _ in done]
+        regions = [region for _, own, _ in done for region in own]
+        directions = [direction for _, _, found in done for direction in found]
+        mined_images = [record.image_id for record in records if record.failure is None]
+        report.failed.update({record.source: record.failure for record in records if record.failure is not None})
+        report.images += len(mined_images)
         report.directions += len(directions)
-        mined_images = [record.image_id for record in image_records if record.failure is None]
         # Named by what it holds, so that a retry that succeeds is a new chunk and one that fails again is the old one.
-        failures = [[r.image_id, r.failure] for r in image_records if r.failure is not None]
+        failures = [[r.image_id, r.failure] for r in records if r.failure is not None]
         name = content_id("chunk", mined_images, failures)
-        return Chunk(name, tuple(image_records), tuple(regions), tuple(directions))
+        return Chunk(name, tuple(records), tuple(regions), tuple(directions))
+
+    def _outcome(
+        self,
+        image: SourceImage,
+        inverted: tuple[torch.Tensor, float] | Exception,
+        report: MiningReport,
+        limit: Callable[[], AbstractContextManager[None]],
+    ) -> Records:
+        """What mining one image came to, its failure included. Raises what is not its own."""
+        try:
+            if isinstance(inverted, Exception):
+                raise inverted
+            with limit():
+                records = patiently(lambda: self._records(image, *inverted, report))
+        except BrokenOffError:
+            raise
+        except Exception as error:
+            return self._image_record(image, failure=self.errors.reason(image.image_id, error)), (), ()
+        self.errors.none()
+        return records
 
     def _inverted(
-        self, images: Sequence[SourceImage], image_timeout: float | None = None
+        self,
+        images: Sequence[SourceImage],
+        image_timeout: float | None,
+        limit: Callable[[float | None], AbstractContextManager[None]],
     ) -> list[tuple[torch.Tensor, float] | Exception]:
         """`_invert` of all images together; where that fails, of each by itself, with the error of those that fail."""
         if not images:
             return []
         try:
-            with limited(None if image_timeout is None else image_timeout * len(images)):
+            with limit(None if image_timeout is None else image_timeout * len(images)):
                 return list(self._invert(images))
-        except FAILURES as error:
-            return [error] if len(images) == 1 else [self._inverted([image], image_timeout)[0] for image in images]
+        except BrokenOffError:
+            raise
+        except Exception as error:
+            if len(images) == 1:
+                return [error]
+        return [self._inverted([image], image_timeout, limit)[0] for image in images]
 
     def _invert(self, images: Sequence[SourceImage]) -> list[tuple[torch.Tensor, float]]:
         """x_t (*x_shape) and round-trip PSNR of each image, inverted as one batch."""
@@ -173,13 +197,8 @@ class Miner:
         back = decode(self.denoiser, x_t, self.settings.timestep, DecodeSettings(steps=steps))
         return list(zip(x_t, round_trip_psnr(pictures, back).tolist(), strict=True))
 
-    def _records(
-        self, image: SourceImage, inverted: tuple[torch.Tensor, float] | Exception, report: MiningReport
-    ) -> tuple[ImageRecord, list[RegionRecord], list[DirectionRecord]]:
-        """Mine one inverted image: its records, as a catalog will accept them. Raises one of FAILURES."""
-        if isinstance(inverted, Exception):
-            raise inverted
-        x_t, psnr = inverted
+    def _records(self, image: SourceImage, x_t: torch.Tensor, psnr: float, report: MiningReport) -> Records:
+        """Mine one inverted image: its records, as a catalog will accept them."""
         if not (bool(torch.isfinite(x_t).all()) and psnr > -math.inf):
             raise ArithmeticError("DDIM inversion and the way back gave values that are not finite")
         if self.finder is not None:

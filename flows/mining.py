@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -33,6 +33,7 @@ from flows.ranks import check_method, check_ranks
 from flows.recipe import Recipe
 from flows.runners.contract import Runner, run_here
 from flows.stopping import Stopped, StopRequest
+from flows.transient import patiently
 from flows.watching.progress import Progress
 from flows.work import Desk, Job
 from pipeline.errors import InputError
@@ -112,14 +113,16 @@ def mine(
     started = time.monotonic()
     miner = Miner(recipe, denoiser, Path(out))
     check_method(recipe, denoiser)
+    data = replace(data, seconds=image_timeout)
     chunks = _beginning_with_an_image(recipe, denoiser, data)
     masks = miner.finder.origin() if miner.finder is not None else None
     report, stop = MiningReport(Path(out)), stop or StopRequest()
     told = progress or Progress(data.count(), str(out))
-    with CatalogWriter.create(out, provenance(recipe, denoiser, data, masks)) as writer:
+    described = provenance(recipe, denoiser, data, masks)
+    with patiently(lambda: CatalogWriter.create(out, described)) as writer:
         adopt_gates(writer, recipe.gates)
         commit = denoiser.origin.commit if denoiser.origin is not None else None
-        job = Job(recipe, str(out), Target.of(writer.manifest), commit, image_timeout)
+        job = Job(recipe, str(out), Target.of(writer.manifest), commit, image_timeout, run=told.run_id)
         coordinator = Coordinator(writer, Desk(job, miner, data), report, told, stop)
         try:
             coordinator.run(runner, chunks)

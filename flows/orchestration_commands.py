@@ -74,9 +74,8 @@ def schedule(arguments: Namespace) -> None:
     if arguments.off:
         done = deploying.unschedule(recipe)
     else:
-        out = arguments.out
-        target = None if out is None else deploying.Target.of(out, arguments.repo, pool=arguments.pool)
-        done = deploying.schedule(recipe, arguments.cron, arguments.timezone, target)
+        places = {"catalog": arguments.out, "repository": arguments.repo, "pool": arguments.pool}
+        done = deploying.schedule(recipe, arguments.cron, arguments.timezone, **places)
     answer(plain(done), arguments.json, lambda: _show(done))
 
 

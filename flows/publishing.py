@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
-from catalog import hub
 from catalog.card import CardFields
 from catalog.concept_building import build_concepts
 from catalog.concepts import stored_table
 from catalog.fs import RUN
-from catalog.hub import Published
+from catalog.hub import publishing as packs
+from catalog.hub.contract import Hub, Progress
+from catalog.hub.names import PackName, Version
+from catalog.hub.opening import open_hub
+from catalog.hub.pack_indexes import carry_indexes
+from catalog.hub.pieces import patiently
+from catalog.hub.publishing import Published
+from catalog.hub.snapshots import SnapshotCatalog, open_pack
 from catalog.index import build_indexes
 from catalog.manifest import PackInfo, Provenance
 from catalog.reader import Catalog
@@ -26,11 +30,11 @@ from catalog.writer import CatalogWriter
 from flows.files import write_whole
 from flows.gates import Rejections, explained, gates_of, rejections
 from flows.quality import Quality, quality_of, regression
-from flows.watching.snapshots import born, runs_folder
-from pipeline.errors import ConflictError, RhumbError
+from flows.watching.snapshots import runs_folder
+from pipeline.errors import ConflictError, InputError, RhumbError
 
 RECORD = "published.json"  # in the folder of a catalog's runs
-_SELECTION = "selection-"
+_SELECTION = "selection"
 
 
 class LastPublished(PackInfo):
@@ -51,19 +55,30 @@ class Release:
 
 
 def publish_catalog(
-    catalog: str | Path, repository: str, version: str, licence: str | None = None, override: bool = False
+    catalog: str | Path,
+    repository: str,
+    version: str,
+    licence: str | None = None,
+    override: bool = False,
+    *,
+    dry_run: bool = False,
+    private: bool | None = None,
+    left_out: Collection[str] = (),
+    progress: Progress = packs.nothing_told,
 ) -> Release:
     """Publish what the gates of a catalog's recipe keep of it as `version` of `repository`.
 
     `override` publishes although figures are worse than those of the version before, and has the card say so.
+    `private`: what a repository of the Hub is that has yet to be made. The rest is as in `catalog.hub.publishing`.
 
-    Raises ConflictError naming the figures that are worse, with nothing published; and as `hub.publish`.
+    Raises ConflictError naming the figures that are worse, with nothing published; and as `catalog.hub.publishing`.
     """
-    hub.check_version(version)
+    name, number = named(repository), Version.parse(version)
+    hub = open_hub(name, private=private)
     with Catalog.open(catalog) as opened:
         found = rejections(opened, gates_of(opened.manifest.provenance))
         quality = quality_of(opened, found.keep)
-        former, before = quality_before(repository, version)
+        former, before = quality_before(name, hub, number)
         worse = regression(quality, before) if before is not None else []
         if worse and not override:
             raise ConflictError(
@@ -71,30 +86,40 @@ def publish_catalog(
                 "Publish it with --override if that is as it should be; nothing was published",
             )  # fmt: skip
         remarks = [*explained(found), *(f"published although worse than {former}: {figure}" for figure in worse)]
-        fields = card_fields(opened.manifest.provenance, licence, remarks)
+        fields = card_fields(opened.manifest.provenance, licence or stated_licence(opened.manifest.provenance), remarks)
         with _selected(opened, found) as folder:
-            done = hub.publish(folder, repository, version, card=fields)
-        _record(opened.folder, repository, done, quality)
+            done = packs.publish(folder, name, version, hub, fields, dry_run, left_out, progress)
+        if not dry_run:
+            _record(opened.folder, str(name), done, quality)
     return Release(done, quality, found.counts, tuple(worse))
 
 
-def quality_before(repository: str, version: str | None = None) -> tuple[str | None, Quality | None]:
+def named(repository: str) -> PackName:
+    """The name of a repository to publish in. Raises InputError for one that says which version, too."""
+    name = PackName.parse(repository)
+    if name.wanted:
+        raise InputError("repository", repository[:200], f"{name}, and the version apart")
+    return name
+
+
+def quality_before(name: PackName, hub: Hub, version: Version | None = None) -> tuple[Version | None, Quality | None]:
     """The newest published version before `version`, or of all, and its quality; (None, None) where there is none."""
-    number = None if version is None else _number(version)
-    former = [name for name in hub.list_versions(repository) if number is None or _number(name) < number]
+    former = [v for v in patiently(lambda: hub.versions(name.repository)) if version is None or v < version]
     if not former:
         return None, None
-    with Catalog.open(hub.find_snapshot(repository, former[-1])) as pack:
-        return former[-1], quality_of(pack)
+    with published(name, max(former), hub) as pack:
+        return max(former), quality_of(pack)
 
 
-def _number(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
+def published(name: PackName, version: Version, hub: Hub) -> SnapshotCatalog:
+    """A published version, read in place."""
+    return open_pack(PackName(name.hub, name.organisation, name.name, str(version)), hub)
 
 
 def is_published(catalog: str | Path, repository: str, version: str) -> bool:
     """Whether `version` of `repository` holds just what would be published. Raises NotFoundError without it."""
-    with Catalog.open(catalog) as opened, Catalog.open(hub.find_snapshot(repository, version)) as pack:
+    name = named(repository)
+    with Catalog.open(catalog) as opened, published(name, Version.parse(version), open_hub(name)) as pack:
         found = rejections(opened, gates_of(opened.manifest.provenance))
         return np.array_equal(opened.ids()[found.keep], pack.ids())
 
@@ -119,44 +144,36 @@ def _selected(catalog: Catalog, found: Rejections) -> Iterator[Path]:
     if not len(found):
         yield catalog.folder
         return
-    runs = runs_folder(catalog.folder)
-    for left in runs.glob(f"{_SELECTION}*"):  # of publications that were killed
-        owner = left.name.removeprefix(_SELECTION)
-        if owner.isdecimal() and born(int(owner)) is None:
-            shutil.rmtree(left, ignore_errors=True)
-    folder = runs / f"{_SELECTION}{os.getpid()}"
-    try:
-        select_into(catalog, folder, found.keep)
+    with packs.workplace(catalog.folder) as place:
+        folder = select_into(catalog, place / _SELECTION, found.keep)
         if catalog.manifest.indexes:
+            carry_indexes(catalog, folder)
             build_indexes(folder)
         if catalog.manifest.concepts is not None:
             with CatalogWriter.open(folder) as writer, Catalog(folder, writer.manifest) as chosen:
                 writer.replace_concepts(build_concepts(chosen, former=stored_table(catalog)))
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stated_licence(provenance: Provenance) -> str | None:
+    """The licence of packs by the recipe that a catalog was begun with; None where it says none."""
+    found = provenance.recipe.get("licence")
+    return found if isinstance(found, str) else None
 
 
 def card_fields(provenance: Provenance, licence: str | None, remarks: Sequence[str] = ()) -> CardFields:
     """What the dataset card says about licences and sources, and about this version."""
-    builtin_data = provenance.recipe.get("dataset", {}).get("kind") == "builtin"
-    builtin_model = provenance.model.get("reference") == "builtin"
-    own = "apache-2.0"
-    fields = {
-        "title": str(provenance.recipe.get("name", "no name")),
-        "summary": "Local editing directions of a diffusion model, mined by Rhumb.",
-        "citations": (
+    fields = CardFields(
+        title=str(provenance.recipe.get("name", "no name")),
+        summary="Local editing directions of a diffusion model, mined by Rhumb.",
+        citations=(
             "Chen et al., Exploring Low-Dimensional Subspaces in Diffusion Models for Controllable Image Editing, "
             "NeurIPS 2024 (arXiv:2409.02374)",
             "Kouzelis et al., Enabling Local Editing in Diffusion Models by Joint and Individual Component Analysis, "
             "BMVC 2024 (arXiv:2408.16845)",
         ),
-        "remarks": tuple(remarks),
-    }
-    if builtin_model:
-        fields["model_licence"] = own
-    if builtin_data:
-        fields["data_licence"] = own
-    if licence or (builtin_data and builtin_model):
-        fields["licence"] = licence or own
-    return CardFields(**fields)  # type: ignore[arg-type]
+        remarks=tuple(remarks),
+    )
+    if provenance.model.get("reference") == "builtin":
+        fields = replace(fields, model_licence="apache-2.0")
+    return fields if licence is None else replace(fields, licence=licence)

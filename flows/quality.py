@@ -23,7 +23,7 @@ PSNR = 1.0  # dB that the median round trip may lose
 CONVERGED = 0.05  # share of directions that may no longer converge
 FEWER = 0.10  # share of the directions per image that may be missing
 _NAMES = {"residual": "residual", "leakage_ratio": "leakage / gain", "roir": "ROIR"}
-_KEYS = ("region", "space", "kind")
+KEYS = ("region", "space", "kind")
 
 
 class _Figures(BaseModel):
@@ -75,12 +75,12 @@ def quality_of(catalog: Catalog, keep: np.ndarray | None = None) -> Quality:
     }
     converged = numbers_of(rows.column("converged").cast(pa.int8()))
     groups = []
-    for key, own in _groups(rows, chosen):
+    for key, own in groups_of(rows, chosen):
         known = converged[own][np.isfinite(converged[own])]
         spreads = {name: spread(values[own]) for name, values in figures.items()}
         groups.append(
             Group(
-                **dict(zip(_KEYS, key, strict=True)),
+                **dict(zip(KEYS, key, strict=True)),
                 directions=len(own),
                 converged=float(known.mean()) if len(known) else None,
                 figures={name: found for name, found in spreads.items() if found is not None},
@@ -95,13 +95,14 @@ def quality_of(catalog: Catalog, keep: np.ndarray | None = None) -> Quality:
     )
 
 
-def _groups(rows: pa.Table, chosen: np.ndarray) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """(region, space, kind) and the rows of each group that has any, sorted."""
-    columns = [rows.column(name).combine_chunks().dictionary_encode() for name in _KEYS]
+def groups_of(rows: pa.Table, chosen: np.ndarray | None = None) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """(region, space, kind) and the rows of each group that has any, sorted; of those `chosen` (n,) bool."""
+    columns = [rows.column(name).combine_chunks().dictionary_encode() for name in KEYS]
     codes, names = np.zeros(rows.num_rows, dtype=np.int64), [c.dictionary.to_pylist() for c in columns]
     for column, known in zip(columns, names, strict=True):
         codes = codes * len(known) + column.indices.to_numpy(zero_copy_only=False)
-    codes[~chosen] = -1
+    if chosen is not None:
+        codes[~chosen] = -1
     order = np.flatnonzero(codes >= 0)
     order = order[np.argsort(codes[order], kind="stable")]
     values, starts = np.unique(codes[order], return_index=True)

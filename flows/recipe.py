@@ -27,6 +27,9 @@ Rule = Literal["permutation", "angles", "product"]  # those of pipeline.jive_ran
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+_SAYS_NOTHING = ("name", "gates", "licence")  # of what is found on an image
+
+
 class Loco(Part):
     """x-space: `rank` directions per region, projected off the `null_rank` strongest ones of the complement.
 
@@ -117,7 +120,10 @@ class Method(Part):
 
 
 class Recipe(Part):
-    """One mining job. `load_recipe` reads it from YAML."""
+    """One mining job. `load_recipe` reads it from YAML.
+
+    `licence`: of packs that are published from it; None where it is to follow from those of model and data.
+    """
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: ModelChoice = ModelChoice(reference=BUILTIN)
@@ -125,6 +131,7 @@ class Recipe(Part):
     regions: RegionChoice
     method: Method = Method()
     gates: Gates = Gates()
+    licence: str | None = quiet(None, min_length=1, max_length=200)
     seed: int = Field(default=0, ge=0, lt=2**31)
     _folder: Path = PrivateAttr(default=Path())
 
@@ -159,12 +166,12 @@ class Recipe(Part):
         return {"method": self.method.model_dump(mode="json"), "seed": self.seed}
 
     def fingerprint(self) -> str:
-        """32 hex digits over everything that decides what is found on an image: all but the recipe's name, its gates,
-        and how many images it takes.
+        """32 hex digits over everything that decides what is found on an image: all but the recipe's name, its gates
+        and licence, and how many images it takes.
 
         Two recipes with one fingerprint may continue each other's catalog.
         """
-        parts = self.model_dump(mode="json", exclude={"name": True, "gates": True, "dataset": {"limit"}})
+        parts = self.model_dump(mode="json", exclude={**dict.fromkeys(_SAYS_NOTHING, True), "dataset": {"limit"}})
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

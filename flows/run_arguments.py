@@ -20,7 +20,7 @@ RUN: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--workers",
         {"type": int, "default": None, "help": "how many (default: one per core that free memory has room for, or one "
-         "per GPU)"},
+         "per GPU; with --address as many as there are)"},
     ),
     (
         "--address",

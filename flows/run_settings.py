@@ -12,9 +12,11 @@ from flows.runners import RunnerName
 class RunSettings(BaseModel):
     """`runner`: in this process, in several of this machine, as tasks of Prefect, or of Dask or Ray behind it.
 
-    `workers`: how many, as many as there is room for if left out. `address` of a Dask scheduler or Ray cluster that is
-    running; one of this machine is started where left out. `image_timeout`: seconds that one image may take before it
-    counts as failed. `retries` of a task whose error may pass by itself.
+    `workers`: how many. Left out: as many as the cluster at `address` has; else one for each GPU of this machine, or
+    for each core that its free memory has room for. "here" and "prefect" mine in this process whatever their number.
+    `address` of a Dask scheduler or Ray cluster that is running; one of this machine is started where left out.
+    `image_timeout`: seconds that one image may take before it counts as failed. `retries` of a task whose error may
+    pass by itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -10,22 +10,24 @@ import torch
 from catalog.mirror import local_folder
 from flows.console import complain
 from flows.datasets.dataset import load_dataset
+from flows.devices import held_device
 from flows.miner import MiningReport
 from flows.mining import chunk_count, mine
 from flows.opening import model_place, open_model
 from flows.recipe import Recipe
 from flows.run_settings import RunSettings
-from flows.runners import TASKS
 from flows.runners.capacity import usable_workers
 from flows.runners.contract import Runner, run_here
 from flows.runners.processes import in_processes
 from flows.stopping import Stopped, StopRequest, stop_on_signals
+from flows.transient import patiently
 from flows.watching import run_report
 from flows.watching.live import live
 from flows.watching.progress import Progress, kept_in
 from pipeline.models.contract import Denoiser
 
 DEFAULT = RunSettings()
+ELSEWHERE = ("dask", "ray")  # runners whose workers are other processes, whatever their number
 
 
 def run_mining(
@@ -43,14 +45,15 @@ def run_mining(
         Stopped: asked for by `stop`, SIGINT or SIGTERM; what was done is committed.
         InputError, ModelError, ConflictError: as `flows.mining.mine`.
     """
-    others = settings.runner in TASKS or (settings.runner == "processes" and _gpus() > 1)
-    denoiser = open_model(model_place(recipe), "cpu" if others else None)  # workers have the GPUs
-    data = load_dataset(recipe, denoiser.info.image_shape)
-    total = data.count()
-    asked = stop or StopRequest()
-    told = progress or Progress(total, str(out), name=recipe.name)
-    told.total = total
+    others = settings.runner in ELSEWHERE or (settings.runner == "processes" and _gpus() > 1)
     with ExitStack() as stack:
+        device = "cpu" if others else stack.enter_context(held_device())  # workers have the GPUs
+        denoiser = patiently(lambda: open_model(model_place(recipe), device))
+        data = patiently(lambda: load_dataset(recipe, denoiser.info.image_shape))
+        total = data.count()
+        asked = stop or StopRequest()
+        told = progress or Progress(total, str(out), name=recipe.name)
+        told.total = total
         told.watchers += [stack.enter_context(live("mining", total)), kept_in(local_folder(out))]
         stack.enter_context(stop_on_signals(asked, complain))
         runner = _runner(settings, total, denoiser)
@@ -65,7 +68,7 @@ def run_mining(
 
 def _write_report(progress: Progress, out: Path | str) -> None:
     folder = local_folder(out)
-    run_report.write(run_report.report_of(folder, progress), folder)
+    run_report.record(folder, progress)
 
 
 def _runner(settings: RunSettings, total: int | None, denoiser: Denoiser) -> Runner:

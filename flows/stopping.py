@@ -1,6 +1,7 @@
 """Stopping a run so that nothing done is lost: at the next image, everywhere it is being mined.
 
-The first Ctrl-C or SIGTERM asks for it; a second one ends the process at once, which a catalog survives as well.
+The first Ctrl-C or SIGTERM asks for it; a Ctrl-C after that ends the process at once, which a catalog survives as well.
+A second SIGTERM does not: one wish comes twice where both a process group and the parent of a run are told to end.
 """
 
 from __future__ import annotations
@@ -35,17 +36,21 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(request: StopRequest, tell: Callable[[str], None]) -> Iterator[None]:
-    """Ask for a stop on the first SIGINT or SIGTERM within the block. Only the main thread hears signals."""
+    """Ask for a stop on a SIGINT or SIGTERM within the block; a SIGINT once asked is a KeyboardInterrupt.
+
+    Only the main thread hears signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     former: dict[signal.Signals, Any] = {}
 
     def hear(number: int, frame: FrameType | None) -> None:
-        if request.asked:
+        if not request.asked:
+            tell("stopping after the images that are being mined; Ctrl-C to stop at once")
+            request.ask()
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        tell("stopping after the images that are being mined; again to stop at once")
-        request.ask()
 
     try:
         for number in SIGNALS:
@@ -54,3 +59,10 @@ def stop_on_signals(request: StopRequest, tell: Callable[[str], None]) -> Iterat
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def leave_stopping_to_the_parent() -> None:
+    """Let this process, a worker, go on at SIGINT and SIGTERM: they reach the whole group, and its parent, which hears
+    them too, has what is in hand finished. A worker ends by the word of its parent, or by SIGKILL."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

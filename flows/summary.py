@@ -7,12 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catalog.fs import MANIFEST
 from catalog.reader import Catalog
-from flows.gates import explained, gates_of, rejections
+from flows.gates import explained, gates_of, leakage_ratio, numbers_of, rejections
+from flows.left_out import of_pack
+from flows.quality import KEYS, groups_of, spread
 from flows.watching.cost import Cost, cost_words
 from flows.watching.live import facts, pace, spelt
 from flows.watching.snapshots import Snapshot, read
@@ -22,45 +24,43 @@ SILENT = 60.0  # seconds after which a run on another machine may be dead
 AGAIN = "run the same command again to continue"
 
 
-def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None and np.isfinite(value)]
-    return float(np.median(known)) if known else None
-
-
-def _plain(catalog: Catalog, rows: pa.Table) -> list[dict[str, Any]]:
-    """Rows as Python values. Raises CatalogError for text that is none."""
+def _strings(catalog: Catalog, rows: pa.Table) -> pa.Table:
+    """Rows whose text is text. Raises CatalogError for any that is not."""
     try:
-        return list(rows.to_pylist())
-    except UnicodeDecodeError as error:
+        for column in rows.columns:
+            column.validate(full=True)
+    except pa.ArrowInvalid as error:
         found = f"text in another encoding ({str(error)[:100]})"
         raise CatalogError(str(catalog.folder), found, "UTF-8", "Run `rhumb verify`") from error
+    return rows
 
 
 def direction_table(catalog: Catalog) -> list[dict[str, Any]]:
-    """One row per (region, space, kind): count and medians of the evidence."""
-    rows = _plain(catalog, catalog.directions())
-    table = []
-    for region, space, kind in sorted({(row["region"], row["space"], row["kind"]) for row in rows}):
-        own = [row for row in rows if (row["region"], row["space"], row["kind"]) == (region, space, kind)]
-        table.append(
-            {
-                "region": region,
-                "space": space,
-                "kind": kind,
-                "directions": len(own),
-                "gain": _median([row["gain"] for row in own]),
-                "leakage": _median([row["leakage"] / row["gain"] if row["gain"] else None for row in own]),
-                "roir": _median([row["roir"] for row in own]),
-            }
-        )
-    return table
+    """One row per (region, space, kind): count and medians of the evidence. No direction becomes a Python value."""
+    rows = _strings(catalog, catalog.directions())
+    gain = numbers_of(rows.column("gain"))
+    figures = {
+        "gain": gain,
+        "leakage": leakage_ratio(numbers_of(rows.column("leakage")), gain),
+        "roir": numbers_of(rows.column("roir")),
+    }
+    return [
+        {**dict(zip(KEYS, key, strict=True)), "directions": len(own)}
+        | {
+            name: found.median if (found := spread(values[own])) is not None else None
+            for name, values in figures.items()
+        }
+        for key, own in groups_of(rows)
+    ]
 
 
 def failures_of(catalog: Catalog) -> dict[str, str]:
     """Source to reason, for what was tried and not mined; not for files that were repaired and mined since."""
-    mined = {row["source"] for row in _plain(catalog, catalog.images().select(["source"]))}
-    failed = catalog.manifest.failed_images.values()
-    return {entry.source: entry.reason for entry in failed if entry.source not in mined}
+    failed = {entry.source: entry.reason for entry in catalog.manifest.failed_images.values()}
+    sources = _strings(catalog, catalog.images().select(["source"])).column("source")
+    again = sources.filter(pc.is_in(sources, pa.array(list(failed), pa.string())))
+    mined = set(again.to_pylist())
+    return {source: reason for source, reason in failed.items() if source not in mined}
 
 
 def summarise(folder: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def summarise(folder: Path) -> dict[str, Any]:
             "directions": manifest.rows("directions"),
             "failed": len(failures),
             "indexes": ", ".join(sorted(manifest.indexes)) or "none (run `rhumb index`)",
-            "pack": f"{manifest.pack.repository} {manifest.pack.version}" if manifest.pack else "not published",
+            "pack": of_pack(manifest) or "not published",
             "table": direction_table(catalog),
             "failures": failures,
             "rejected": {"directions": len(rejected), "reasons": rejected.counts, "kept_as_parents": rejected.spared},
@@ -131,7 +131,8 @@ def describe(catalog: Catalog) -> dict[str, Any]:
         "model": provenance.model["fingerprint"],
         "data": provenance.data.get("name"),
         "licence": provenance.data.get("licence"),
-        "pack": f"{manifest.pack.repository} {manifest.pack.version}" if manifest.pack else None,
+        "pack": of_pack(manifest),
+        "without": list(manifest.left_out),
         "tables": [
             {"table": table, "rows": manifest.rows(table), "shards": len(manifest.shards(table)), "bytes": size}
             for table, size in sizes.items()

@@ -14,9 +14,9 @@ import torch
 from catalog.lookup import Transfer, transfer_candidates
 from catalog.reader import Catalog
 from flows.console import say, table
+from flows.edit_settings import fit_of, recipe_of
 from flows.editing import (
     check_out,
-    fit_of,
     load_picture,
     mask_beside,
     model_of,
@@ -24,10 +24,10 @@ from flows.editing import (
     picture_shape,
     placed,
     placed_effect,
-    recipe_of,
     region_mask,
 )
 from flows.files import write_whole
+from flows.left_out import remark
 from flows.pictures import png
 from flows.transfer_sheet import transfer_sheet
 from pipeline.editing import invert_pictures
@@ -68,7 +68,8 @@ class TransferDone:
     """The best choices first, at most as many as asked for, of `compared` candidates.
 
     `shifted`: whether directions were moved to the picture's own mask; without one they are used as mined, as `rhumb
-    edit` does. `left_out` gives the reason for each candidate that could not be moved there.
+    edit` does. `left_out` gives the reason for each candidate that could not be moved there. `remarks`: what the
+    catalog was published without, and what was done instead.
     """
 
     region: str
@@ -78,6 +79,7 @@ class TransferDone:
     left_out: dict[str, str] = field(default_factory=dict)
     cost: Cost | None = None
     picture: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,16 @@ def find_transfers(folder: Path, image: Path, ask: Ask) -> TransferDone:
     """
     _check(ask, image)
     with Catalog.open(folder) as catalog:
-        subject = _subject(catalog, image, ask)
+        # A catalog without images does not say how large they are, but its model does.
+        opened = model_of(catalog, ask.model) if catalog.lacks("image") else None
+        subject = _subject(catalog, image, ask, opened[0].info.image_shape if opened else picture_shape(catalog))
+        shifted, remarks = subject.own and not catalog.lacks("mask"), _remarks(catalog)
         wanted = max(ask.k, ask.candidates) if ask.predict else ask.k
         found = transfer_candidates(catalog, subject.pixels, subject.mask, ask.region, wanted)
         if not ask.predict:
             choices = [Choice(candidate, candidate.score) for candidate in found]
-            return TransferDone(ask.region, len(found), subject.own, choices)
-        denoiser, settings = model_of(catalog, ask.model)
+            return TransferDone(ask.region, len(found), shifted, choices, remarks=remarks)
+        denoiser, settings = opened or model_of(catalog, ask.model)
         moved, left_out = moved_candidates(catalog, found, subject.mask if subject.own else None)
         steps = recipe_of(catalog).method.inversion_steps
     begun = time.monotonic()
@@ -149,7 +154,12 @@ def find_transfers(folder: Path, image: Path, ask: Ask) -> TransferDone:
     decodes = 1 + min(ask.tried, len(best)) if ask.tried else 0
     cost = Cost(spent.jvp, steps, decodes, time.monotonic() - begun)
     picture = None if ask.picture is None else str(ask.picture)
-    return TransferDone(ask.region, len(kept), subject.own, best, left_out, cost, picture)
+    return TransferDone(ask.region, len(kept), shifted, best, left_out, cost, picture, remarks)
+
+
+def _remarks(catalog: Catalog) -> tuple[str, ...]:
+    place = remark(catalog, ["mask"], "directions are used where they were mined")
+    return place + remark(catalog, ["image", "mask"], "candidates are chosen by the likeness of what is there")
 
 
 def _check(ask: Ask, image: Path) -> None:
@@ -162,9 +172,9 @@ def _check(ask: Ask, image: Path) -> None:
         check_out(ask.picture, image, [ask.mask or mask_beside(image, ask.region)], "--picture")
 
 
-def _subject(catalog: Catalog, image: Path, ask: Ask) -> _Subject:
+def _subject(catalog: Catalog, image: Path, ask: Ask, shape: tuple[int, int, int]) -> _Subject:
     fit = fit_of(catalog)
-    pixels = load_picture(image, picture_shape(catalog), fit)
+    pixels = load_picture(image, shape, fit)
     own = own_mask(ask.mask, image, ask.region, pixels, fit)
     mask = region_mask(catalog, ask.mask, image, ask.region, pixels) if own is None else own
     return _Subject(pixels, mask, own is not None)
@@ -245,17 +255,18 @@ def as_document(done: TransferDone) -> dict[str, Any]:
         }
         for choice in done.choices
     ]
-    names = ("region", "compared", "shifted", "left_out", "cost", "picture")
+    names = ("region", "compared", "shifted", "left_out", "cost", "picture", "remarks")
     return {**{name: getattr(done, name) for name in names}, "candidates": candidates}
 
 
 def show(done: TransferDone) -> None:
     """Print the answer for people."""
+    for told in done.remarks:
+        say(told)
     predicted = any(choice.prediction is not None for choice in done.choices)
     if not predicted:
         header = ("likeness", "direction", "space", "kind", "rank", "mask IoU", "image", "effect inside", "shift x, y")
-        rows = [(*_named(c), c.candidate.mask_iou, c.candidate.image_similarity, c.candidate.effect_inside,
-                 _shift(c.candidate)) for c in done.choices]  # fmt: skip
+        rows = [(*_named(c), *_likeness(c.candidate), _shift(c.candidate)) for c in done.choices]
         table("transfer candidates, by likeness", header, rows)
         return
     tried = any(choice.outcome is not None for choice in done.choices)
@@ -289,6 +300,14 @@ def _row(choice: Choice, tried: bool) -> tuple[object, ...]:
     return (*_named(choice), p.gain_ratio, p.roir, p.agreement, strength, *done, _shift(choice.candidate))
 
 
+def _likeness(candidate: Transfer) -> tuple[object, ...]:
+    """The parts of the score; a dash for what cannot be compared."""
+    parts = (candidate.mask_iou, candidate.image_similarity, candidate.effect_inside)
+    return tuple("-" if part is None else part for part in parts)
+
+
 def _shift(candidate: Transfer) -> str:
-    """Pixels to the right and down."""
+    """Pixels to the right and down; a dash where the home mask is left out."""
+    if candidate.shift is None:
+        return "-"
     return f"{candidate.shift[0]:+.1f}, {candidate.shift[1]:+.1f}"

@@ -6,23 +6,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import httpx
-
 T = TypeVar("T")
 
 TRIES = 4  # of one call, the first included
+LONG = 9  # of one on which hours of work hang: four minutes
 FIRST_WAIT = 1.0  # seconds; doubled each time
 _STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})  # of HTTP: "later", in the server's own words
 _NAMES = frozenset({
-    # Of clients that are not imported for this: botocore, aiohttp, huggingface_hub (httpx is its transport).
-    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError",
-    "ServerDisconnectedError", "ClientConnectorError", "ServerTimeoutError", "IncompleteRead",
+    # Of clients that are not imported for this, or a base of theirs: httpx and httpx2 (huggingface_hub), botocore,
+    # aiohttp, requests.
+    "TransportError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError",
+    "ClientConnectionError", "ClientPayloadError", "ConnectionError", "Timeout", "IncompleteRead",
 })  # fmt: skip
+_WANTED = "OfflineModeIsEnabled"  # of huggingface_hub: a ConnectionError that its user has asked for
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error, or what it was raised from, is a lost connection, a time-out, or a server that says "later"."""
-    return any(_passes(one) for one in _causes(error))
+    chain = list(_causes(error))
+    return any(_passes(one) for one in chain) and all(type(one).__name__ != _WANTED for one in chain)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -35,9 +37,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _passes(error: BaseException) -> bool:
-    if isinstance(error, ConnectionError | TimeoutError | httpx.TransportError):
+    if isinstance(error, ConnectionError | TimeoutError):
         return True
-    if type(error).__name__ in _NAMES:
+    if any(cls.__name__ in _NAMES for cls in type(error).__mro__):
         return True
     status = getattr(getattr(error, "response", None), "status_code", None)
     return isinstance(status, int) and status in _STATUSES

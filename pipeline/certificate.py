@@ -92,5 +92,8 @@ def _separation(values: torch.Tensor, rho: torch.Tensor, start: int, end: int) -
 
 
 def _angle_of_half(sine: float) -> float:
-    """Bound on the angle of v where that of (u, v) / sqrt(2) has this sine: both halves may not be equally off."""
-    return 2.0 * math.asin(min(1.0, math.sqrt(2.0) * math.sin(math.asin(min(1.0, sine)) / 2.0)))
+    """Bound on the angle of v where that of (u, v) / sqrt(2) has this sine: both halves may not be equally off.
+
+    At most pi / 2, which is as far apart as two lines can be.
+    """
+    return min(math.pi / 2, 2.0 * math.asin(min(1.0, math.sqrt(2.0) * math.sin(math.asin(min(1.0, sine)) / 2.0))))

@@ -27,14 +27,17 @@ class Transfer:
     around both masks, widened by a quarter, 0 where negative. `effect_inside`: share of the effect's energy that falls
     into the new mask. `shift`: the way from the centre of the home mask to that of the new one, in pixels (x right, y
     down); the score compares in place, without it. `gain`, `leakage` and `strength` are those measured at home.
+
+    Of a catalog that was published without masks, `mask_iou` and `shift` are None, and pictures are compared around
+    the new mask; without images `image_similarity` is None. The score is the mean of the parts that there are.
     """
 
     direction_id: str
     score: float
-    mask_iou: float
-    image_similarity: float
+    mask_iou: float | None
+    image_similarity: float | None
     effect_inside: float
-    shift: tuple[float, float]
+    shift: tuple[float, float] | None
     image_id: str
     dataset: str
     space: str
@@ -81,7 +84,8 @@ def transfer_candidates(
         parts = {"mask_iou": iou, "image_similarity": alike, "effect_inside": share}
         names_ = ("direction_id", "image_id", "dataset", "space", "kind", "rank", "gain", "leakage", "strength")
         kept = {name: row[name] for name in names_}
-        answers.append(Transfer(score=sum(parts.values()) / 3, **parts, shift=shift, **kept))
+        known = [part for part in (iou, alike, share) if part is not None]
+        answers.append(Transfer(score=sum(known) / len(known), **parts, shift=shift, **kept))
     return sorted(answers, key=lambda t: (-t.score, t.direction_id))[:k]
 
 
@@ -101,14 +105,25 @@ def _compared_ids(catalog: Catalog, among: np.ndarray, mask: np.ndarray) -> list
 
 def _compared(
     catalog: Catalog, image_id: str, region: str, image: np.ndarray, mask: np.ndarray
-) -> tuple[float, float, tuple[float, float]]:
-    """(mask IoU, image similarity, shift in pixels) of a catalogued image and the new one."""
-    home, there = catalog.mask(image_id, region), catalog.image(image_id)
-    if home.shape != mask.shape:
-        raise InputError("mask", f"{mask.shape}", f"the catalog's image size {home.shape}", "Resize image and mask")
-    union = home | mask
+) -> tuple[float | None, float | None, tuple[float, float] | None]:
+    """(mask IoU, image similarity, shift in pixels) of a catalogued image and the new one; None what is left out."""
+    home = None if catalog.lacks("mask") else catalog.mask(image_id, region)
+    there = None if catalog.lacks("image") else catalog.image(image_id)
+    for known in (home, there):
+        if known is not None and known.shape[:2] != mask.shape:
+            size = known.shape[:2]
+            raise InputError("mask", f"{mask.shape}", f"the catalog's image size {size}", "Resize image and mask")
+    union = mask if home is None else home | mask
+    alike = None if there is None else _alike(image, there, union)
+    if home is None:
+        return None, alike, None
     iou = float((home & mask).sum() / union.sum())
     down, right = np.argwhere(mask).mean(axis=0) - np.argwhere(home).mean(axis=0)
+    return iou, alike, (float(right), float(down))
+
+
+def _alike(image: np.ndarray, there: np.ndarray, union: np.ndarray) -> float:
+    """Correlation of two pictures in the box around two masks, of which `union` (H, W) is what either covers."""
     box = []
     for axis in (1, 0):
         hit = np.flatnonzero(union.any(axis=axis))
@@ -116,8 +131,7 @@ def _compared(
         box.append(slice(max(0, int(hit[0] - margin)), int(hit[-1] + margin + 1)))
     one, two = (_centred(picture[box[0], box[1]]) for picture in (image, there))
     scale = np.linalg.norm(one) * np.linalg.norm(two)
-    alike = max(0.0, float((one * two).sum() / scale)) if scale > 0 else 0.0
-    return iou, alike, (float(right), float(down))
+    return max(0.0, float((one * two).sum() / scale)) if scale > 0 else 0.0
 
 
 def _centred(crop: np.ndarray) -> np.ndarray:

@@ -197,7 +197,8 @@ def homogeneity_of(
     """How alike a direction's nearest directions are on other images: by vector, effect, or the mean of both cosines.
 
     Directions of the same region, space, kind and timestep are compared. With `move` each is first moved so that the
-    centre of its region lies where this one's does, which tells meaning from place. `limit` bounds the images used.
+    centre of its region lies where this one's does, which tells meaning from place; where the catalog was published
+    without masks, they are compared where they lie, and `moved` is False. `limit` bounds the images used.
     Cost: reads their vectors once, and one mask per image. Raises InputError, NotFoundError: no such direction, or no
     other image with directions of its kind.
     """
@@ -214,6 +215,7 @@ def homogeneity_of(
     used = images[:limit]
     kept = np.isin(homes, used)
     ids, homes, ranks = ids[kept], homes[kept], ranks[kept]
+    move = move and not catalog.lacks("mask")
     region = own["region"] if move else None
     vectors, effects = _cosines(catalog, key, ids.tolist(), [home, *homes.tolist()], own["space"], region)
     cosines = {"vector": vectors, "effect": effects, "both": (vectors + effects) / 2}[by]

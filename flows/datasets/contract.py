@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from catalog.records import content_id
+from catalog.secrecy import without_secrets
 
 
 class BrokenImageError(Exception):
@@ -80,6 +81,10 @@ class Source(ABC):
             InputError: what is wrong concerns the whole data set.
         """
 
+    def reset(self) -> None:
+        """Forget what an ended `read` may have left half done: it can be broken off anywhere."""
+        return
+
     def __len__(self) -> int:
         """Number of items; sources that would have to read everything to know it raise TypeError."""
         return sum(1 for _ in self.keys())
@@ -107,13 +112,17 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class Failure:
-    """An item that could not become a `SourceImage`, and why. `repeats`: only because its picture came before."""
+    """An item that could not become a `SourceImage`, and why, without secrets. `repeats`: only because its picture
+    came before."""
 
     dataset: str
     split: str
     source: str
     reason: str
     repeats: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", without_secrets(self.reason))
 
     @property
     def image_id(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,10 @@ from catalog.records import content_id
 from flows.datasets.builtin import BuiltinSource
 from flows.datasets.contract import BrokenImageError, Failure, Item, Source, SourceImage, image_id
 from flows.datasets.pictures import grey_mask
+from flows.image_errors import ImageErrors
 from flows.regions import Parts, Regions, check_regions, open_regions
+from flows.time_limit import TookTooLongError, limited
+from flows.transient import is_transient, patiently
 from pipeline.errors import InputError
 from pipeline.faces.factors import REGIONS
 from pipeline.images import CENTER, Fit, fit_image
@@ -30,8 +33,8 @@ class Dataset:
     """The images a recipe asks for, read lazily: iterating holds one item at a time, and the ids of those before it.
 
     `image_shape` (C, H, W) of the model; `limit` takes the first items; `part` (index, count) every count-th of them,
-    from index on. The same picture under two keys counts once, as far as one iteration sees. Every iteration reads from
-    the start.
+    from index on; `seconds` that reading one of them may take. The same picture under two keys counts once, as far as
+    one iteration sees. Every iteration reads from the start.
     """
 
     source: Source
@@ -40,6 +43,8 @@ class Dataset:
     fit: Fit = CENTER
     limit: int | None = None
     part: tuple[int, int] = (0, 1)
+    seconds: float | None = None
+    errors: ImageErrors = field(default_factory=ImageErrors, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         channels = self.image_shape[0]
@@ -93,14 +98,30 @@ class Dataset:
             yield image
 
     def read(self, key: str) -> SourceImage | Failure:
-        """One item as an image to be mined, or why it cannot become one.
+        """One item as an image to be mined, or why it cannot become one. What may pass is tried again.
 
         Raises:
-            InputError: what is wrong concerns the whole data set.
+            InputError, RunError: what is wrong concerns the whole data set.
         """
         try:
-            item = self.source.read(key, self.regions.parts)
+            with limited(self.seconds):
+                image = self._read(key)
+        except TookTooLongError as error:
+            self.source.reset()
+            return self._failure(key, self.errors.reason(key, error))
+        except InputError:
+            raise
+        except Exception as error:
+            return self._failure(key, self.errors.reason(key, error))
+        self.errors.none()
+        return image
+
+    def _read(self, key: str) -> SourceImage | Failure:
+        try:
+            item = patiently(lambda: self.source.read(key, self.regions.parts))
         except BrokenImageError as error:
+            if is_transient(error):  # its source is out of reach, perhaps for all
+                raise
             return self._failure(key, str(error))
         try:
             return self._image(key, item)

@@ -17,12 +17,15 @@ from flows.datasets.config import Resolve, quiet
 from flows.datasets.contract import BrokenImageError, Item, Source
 from flows.datasets.library import Place, find_place, library_errors, load_stream, load_table, no_rows
 from flows.datasets.pictures import shown_name
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
 _BATCH = 1000
+_KEPT, _KEPT_BYTES, _LEAST = 256, 2**26, 16
+"""Rows of a stream that are kept behind its reader, how large they may be together, and how many stay in any case."""
 
 
 class HuggingFaceDataset(TableDataset):
@@ -88,8 +91,9 @@ class HuggingFaceSource(Source):
 class StreamedSource(Source):
     """Rows as they come, from the Hub or a folder; their number is not known.
 
-    Reading in the order of `keys()` costs nothing twice. Any other row is searched for from the start. A key that the
-    stream has had before, or none, is followed by, or is, the row's number.
+    Reading forwards reads every row once, whether `keys()` lists them or somebody else has; the last rows are kept for
+    steps back, and a row further back is searched for from the start. A key that the stream has had before, or none, is
+    followed by, or is, the row's number.
 
     Raises:
         InputError: as `HuggingFaceSource`, and when the stream breaks.
@@ -106,29 +110,82 @@ class StreamedSource(Source):
         self._columns, self._place = choose_columns(config, schema, place.name), place
         key = [self._columns.key] if self._columns.key else []
         self._stream = stream.select_columns([*self._columns.pictures, *key])
-        self._last: tuple[str | None, Mapping[str, Any]] = (None, {})
+        self._way: _Way | None = None
+        self._kept: dict[str, Mapping[str, Any]] = {}
+        self._bytes = 0
 
     def keys(self) -> Iterator[str]:
-        for key, row in self._read_rows():
-            self._last = key, row
+        for key, row in self._begun():
+            self._keep(key, row)
             yield key
 
     def __len__(self) -> int:
         raise TypeError("the number of rows of a stream is not known")
 
     def read(self, key: str, parts: Collection[str]) -> Item:
-        if key != self._last[0]:
-            found = next((row for name, row in self._read_rows() if name == key), None)
-            if found is None:
-                raise BrokenImageError(f"{self.name} has no {key}")
-            self._last = key, found
-        return row_item(self._last[1], self._columns, parts, self._place.fetch)
+        if key not in self._kept:
+            self._go_to(key)
+        return row_item(self._kept[key], self._columns, parts, self._place.fetch)
 
-    def _read_rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        seen: set[str] = set()
-        with library_errors(self._place, "Run it again: what was mined before is kept."):
-            for number, row in enumerate(self._stream):
-                yield _stream_key(row, self._columns, number, seen), row
+    def reset(self) -> None:
+        self._way = None
+
+    def _begun(self) -> _Way:
+        """A way through the stream from its first row."""
+        return _Way(self._stream, self._columns, self._place)
+
+    def _go_to(self, key: str) -> None:
+        """Read on until the row of a key is kept. Raises BrokenImageError: there is none."""
+        if self._way is None or self._way.has_passed(key):
+            self._way = self._begun()
+        try:
+            for name, row in self._way:
+                self._keep(name, row)
+                if name == key:
+                    return
+        except InputError:
+            self._way = None  # it does not go on after an error
+            raise
+        raise BrokenImageError(f"{self.name} has no {key}")
+
+    def _keep(self, key: str, row: Mapping[str, Any]) -> None:
+        self._bytes += _bytes_in(row) - _bytes_in(self._kept.pop(key, {}))
+        self._kept[key] = row
+        while len(self._kept) > _KEPT or (self._bytes > _KEPT_BYTES and len(self._kept) > _LEAST):
+            self._bytes -= _bytes_in(self._kept.pop(next(iter(self._kept))))
+
+
+class _Way:
+    """One way through the rows of a stream, with their keys. Raises InputError where it breaks."""
+
+    def __init__(self, stream: datasets.IterableDataset, columns: Columns, place: Place) -> None:
+        self._numbered = columns.key is None
+        self._rows = self._keyed(stream, columns, place)
+        self._number = 0
+        self._seen: set[str] = set()
+
+    def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        return self._rows
+
+    def has_passed(self, key: str) -> bool:
+        """Whether the row of a key lies behind."""
+        if not self._numbered:
+            return key in self._seen
+        return key.isascii() and key.isdecimal() and int(key[:20]) < self._number
+
+    def _keyed(
+        self, stream: datasets.IterableDataset, columns: Columns, place: Place
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        with library_errors(place, "Run it again: what was mined before is kept."):
+            for number, row in enumerate(stream):
+                self._number = number + 1
+                yield _stream_key(row, columns, number, self._seen), row
+
+
+def _bytes_in(row: Mapping[str, Any]) -> int:
+    """The size of the encoded pictures of a row."""
+    values = (value.get("bytes") if isinstance(value, Mapping) else value for value in row.values())
+    return sum(len(value) for value in values if isinstance(value, bytes))
 
 
 def _stream_key(row: Mapping[str, Any], columns: Columns, number: int, seen: set[str]) -> str:

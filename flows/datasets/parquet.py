@@ -128,6 +128,9 @@ class ParquetSource(Source):
             self._at = _Group(self._files[place], place, row, self._columns.pictures)
         return self._at.row(row)
 
+    def reset(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the file that is being read."""
         if self._at is not None:

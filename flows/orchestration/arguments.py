@@ -27,6 +27,11 @@ def _out(text: str, required: bool = True) -> Spec:
     return "--out", {"required": required, "default": None, "metavar": "CATALOG", "help": text}
 
 
+def _kept(option: Spec, text: str) -> Spec:
+    """An option of a deployment, where leaving it out leaves it as it was deployed."""
+    return option[0], {**option[1], "default": None, "help": f"{text} (default: as it was deployed)"}
+
+
 def add_orchestration(add: Callable[..., None], recipe: Spec) -> None:
     """`rhumb refresh`, `up`, `deploy` and `schedule`; `recipe` as the other commands take it."""
     add(
@@ -72,7 +77,7 @@ def add_orchestration(add: Callable[..., None], recipe: Spec) -> None:
         _cron("minute, hour, day of month, month, day of week, such as '0 3 * * *'"),
         _TIMEZONE,
         ("--off", {"action": "store_true", "help": "no longer"}),
-        _out("deploy it first, with its catalog there", required=False),
-        _REPO,
-        _POOL,
+        _out("deploy it first, with its catalog there (default: as it was deployed)", required=False),
+        _kept(_REPO, "where versions are published from now on"),
+        _kept(_POOL, "work pool from now on"),
     )

@@ -21,13 +21,13 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.types.entrypoint import EntrypointType
 
-from catalog.hub import parse_repository
 from flows.orchestration import jobs, stale
 from flows.orchestration.gpus import make_limits
 from flows.orchestration.parameters import as_parameter, folder_of_recipe
 from flows.orchestration.places import absolute
 from flows.orchestration.schedules import cron_schedule
 from flows.orchestration.server import POOL, check_pool, client_of_server, plain_url
+from flows.publishing import named
 from flows.recipe import Recipe
 from flows.run_settings import RunSettings
 from pipeline.errors import InputError
@@ -46,7 +46,7 @@ class Target:
 
     @classmethod
     def of(
-        cls, catalog: str | Path, repository: str | None, settings: RunSettings | None = None, pool: str = POOL
+        cls, catalog: str | Path, repository: str | None = None, settings: RunSettings | None = None, pool: str = POOL
     ) -> Target:
         """The same with absolute places, as a worker anywhere needs them.
 
@@ -89,19 +89,37 @@ def deploy(recipe: Recipe, target: Target, cron: str | None = None, timezone: st
         return _deployed(client, recipe, names)
 
 
-def schedule(recipe: Recipe, cron: str, timezone: str | None = None, target: Target | None = None) -> Deployed:
-    """Give the `refresh` deployment of a recipe this schedule in place of any other; `target` deploys it first.
+def schedule(recipe: Recipe, cron: str, timezone: str | None = None, **places: str | None) -> Deployed:
+    """Give the `refresh` deployment of a recipe this schedule in place of any other.
+
+    `places`, the catalog, repository and pool of `Target.of`: where any is given, the recipe is deployed first, with
+    what its former deployment had for all that is not.
 
     Raises:
-        InputError: as `deploy`; or it is not deployed and there is no `target`.
+        InputError: as `deploy`; or it is not deployed and no catalog is given.
     """
     wanted = cron_schedule(cron, timezone)
-    if target is not None:
-        return deploy(recipe, target, cron, timezone)
+    anew = {name: place for name, place in places.items() if place is not None}
     with client_of_server() as client:
+        if anew:
+            return deploy(recipe, Target.of(**(_target_of(client, recipe, anew) | anew)), cron, timezone)
         _refresh_of(client, recipe)
         _set_schedule(client, recipe, wanted)
         return _deployed(client, recipe, ())
+
+
+def _target_of(client: SyncPrefectClient, recipe: Recipe, anew: Mapping[str, str]) -> dict[str, Any]:
+    """What `Target.of` was given for a recipe's deployments; nothing where they are to be the first."""
+    try:
+        former = _refresh_of(client, recipe)
+    except InputError:
+        if "catalog" in anew:
+            return {}
+        raise
+    own = former.parameters
+    settings = RunSettings.model_validate(own.get("settings", {}))
+    found = {"catalog": own.get("catalog"), "repository": own.get("repo"), "pool": former.work_pool_name}
+    return {name: place for name, place in found.items() if place is not None} | {"settings": settings}
 
 
 def unschedule(recipe: Recipe) -> Deployed:
@@ -187,5 +205,4 @@ def _deployed(client: SyncPrefectClient, recipe: Recipe, names: tuple[str, ...])
 def _absolute_repository(repository: str | None) -> str | None:
     if repository is None:
         return None
-    found = parse_repository(repository)
-    return str(found.hub.expanduser().absolute() / found.full_name)
+    return str(named(repository).absolute)

@@ -9,6 +9,8 @@ catalog; Failed with one clear message. Whatever the end, what was committed is 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,12 +24,13 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Failed
 
 from catalog.fs import RUN
-from catalog.hub import parse_repository
+from catalog.store import as_url
 from flows.orchestration import refreshing, stale
 from flows.orchestration.gpus import gpus
 from flows.orchestration.parameters import folder_of_recipe, placed
 from flows.orchestration.places import absolute, folder_of
 from flows.orchestration.server import reach_server
+from flows.publishing import named, publish_catalog
 from flows.recipe import Recipe
 from flows.run_settings import RunSettings
 from pipeline.errors import BusyError, InputError, RhumbError
@@ -86,7 +89,7 @@ def publish(catalog: str, repo: str, version: str | None = None, override: bool 
         _check_repository(repo)
         place = _registered(catalog)
         if version is not None:
-            refreshing.publish(folder_of(place), repo, version, override)
+            publish_catalog(folder_of(place), repo, version, override=override)
             return version
         published, said = refreshing.publish_if_changed(place, repo, override)
         get_run_logger().info("%s: %s", published or "no version", said)
@@ -158,9 +161,15 @@ def _here(run: Callable[[], Any]) -> Any:
 
 
 def _ended(work: Callable[[], Any]) -> Any:
-    """What `work` returns, or the state in which a run ends that was stopped, was not needed or cannot be done."""
+    """What `work` returns, or the state in which a run ends that was stopped, was not needed or cannot be done.
+
+    Events meanwhile go to the run's log.
+    """
+    from flows.watching.artifacts import logged
+
     try:
-        return work()
+        with logged():
+            return work()
     except (KeyboardInterrupt, TerminationSignal):
         said = "stopped; what was committed is kept, and the next run goes on from there"
         get_run_logger().warning(said)
@@ -190,7 +199,7 @@ def _registered(catalog: str) -> str:
     Raises:
         InputError: a relative path in a run of a deployment: it would start at a folder of the worker's own.
     """
-    if deployment.id is not None and "://" not in catalog and not Path(catalog).is_absolute():
+    if deployment.id is not None and as_url(catalog) is None and not Path(catalog).is_absolute():
         raise InputError("catalog", catalog, "an absolute path or the URL of a store, since a worker runs anywhere")
     place = absolute(catalog)
     stale.register(_run_id(), place)
@@ -211,9 +220,10 @@ def _run_id() -> UUID:
 
 def _check_repository(repo: str) -> None:
     """Raise InputError for a repository that is none, or that a worker would look for in a folder of its own."""
-    repository = parse_repository(repo)
-    if deployment.id is not None and not repository.hub.is_absolute():
-        raise InputError("repo", repo, "file:///HUB/ORG/NAME or an absolute path, since a worker runs anywhere")
+    name = named(repo)
+    if deployment.id is not None and name != name.absolute:
+        expected = "ORG/NAME of the Hugging Face Hub, a URL, or an absolute path, since a worker runs anywhere"
+        raise InputError("repo", repo, expected)
 
 
 def _mined(recipe: Recipe, catalog: str, settings: RunSettings, work: Callable[[str, Progress], Any]) -> Any:
@@ -221,7 +231,7 @@ def _mined(recipe: Recipe, catalog: str, settings: RunSettings, work: Callable[[
     from flows.watching.progress import Progress
 
     place = _registered(catalog)
-    with gpus(settings.runner) as held:
+    with gpus(settings) as held:
         if held:
             get_run_logger().info("holding %s", ", ".join(held))
         page = Page(place)
@@ -232,23 +242,28 @@ def _mined(recipe: Recipe, catalog: str, settings: RunSettings, work: Callable[[
 
 
 class Page:
-    """A watcher that draws the progress of a run on its page. The first time it is called, the catalog's lock is held.
+    """A watcher that draws the progress of a run on its page. The first time it is called, the catalog's lock is held,
+    which the server is told, later where it is away.
 
     `place` is that of the catalog, the first generation's.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.place = place
         self._progress: Progress | None = None
+        self._clock, self._due = clock, 0.0  # when the server is told next; never, once it was
 
     def __call__(self, progress: Progress) -> None:
-        if self._progress is None:
-            from flows.watching import artifacts
+        from flows.watching import artifacts
 
+        if self._progress is None:
             self._progress = progress
             progress.watchers.append(artifacts.begin(progress))
+        if self._clock() >= self._due:
+            self._due = self._clock() + artifacts.EVERY
             stale.hold(_run_id(), progress.catalog)
             _end_stale_runs(self.place, progress.catalog)
+            self._due = math.inf
 
     def close(self) -> None:
         """Draw the report of the run, which is over; that it cannot be drawn is told, and is no error of the run."""

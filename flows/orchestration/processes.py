@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catalog.lease import born
+
 _PREFIX = "rhumb."
 
 
@@ -26,7 +28,7 @@ class Process:
     def this(cls) -> Process:
         """The calling process."""
         pid = os.getpid()
-        return cls(platform.node(), pid, _boot(), _started(pid) or 0)
+        return cls(platform.node(), pid, _boot(), int(born(pid) or 0))
 
     @classmethod
     def of_labels(cls, labels: Mapping[str, Any]) -> Process | None:
@@ -56,15 +58,8 @@ class Process:
             return None
         if self.boot != _boot():
             return False
-        if self.started:
-            return _started(self.pid) == self.started
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        found = born(self.pid)
+        return found is not None and self.started in (0, int(found or 0))
 
 
 def children(pid: int) -> set[int]:
@@ -78,12 +73,6 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _started(pid: int) -> int | None:
-    """Start of a living process in clock ticks since boot; None for one that is dead, or waits to be buried."""
-    fields = _fields(str(pid))
-    return None if not fields or fields[0] in "ZX" else int(fields[19])
 
 
 def _fields(pid: str) -> list[str]:

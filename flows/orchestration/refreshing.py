@@ -12,23 +12,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog import hub
 from catalog.fs import MANIFEST
+from catalog.hub.names import Version
+from catalog.hub.opening import open_hub
+from catalog.hub.pieces import patiently
 from catalog.index import build_indexes
 from catalog.manifest import Manifest, load
+from catalog.mirror import local_folder
 from catalog.reader import Catalog
+from catalog.store import as_url
+from catalog.transaction import Lock
 from catalog.writer import CatalogWriter
 from flows.gates import adopt_gates, gates_of, rejections
 from flows.orchestration.places import absolute, folder_of
+from flows.publishing import named, publish_catalog, published
 from flows.recipe import Recipe
 from flows.run_settings import RunSettings
-from pipeline.errors import NotFoundError
+from pipeline.errors import BusyError, InputError, NotFoundError
 
 if TYPE_CHECKING:
     from flows.miner import MiningReport
@@ -65,18 +72,32 @@ def refresh(
     Args:
         recipe: what is mined; paths in it are resolved by it.
         place: folder or store URL of the first generation; later ones lie beside it.
-        repository: where versions are published, as `catalog.hub` names them; None publishes none.
+        repository: where versions are published (`catalog.hub.names`); None publishes none.
         settings: how it is mined (`flows.run_settings`).
         override: publish even where the quality is worse than the last version's.
         progress: who is told how far it is while it mines.
 
     Raises:
         InputError, ModelError: the recipe, model or data do not fit; nothing is written.
-        ConflictError: another process is writing to the catalog; or the quality regressed, and nothing is published.
+        BusyError: another process is refreshing or writing to the catalog; nothing is written.
+        ConflictError: the quality regressed, and nothing is published.
     """
     if repository is not None:
-        hub.parse_repository(repository)
-    number, target = generation_for(recipe, absolute(place))
+        named(repository)
+    first = absolute(place)
+    with alone(first):
+        return _refreshed(recipe, first, repository, settings, override, progress)
+
+
+def _refreshed(
+    recipe: Recipe,
+    first: str,
+    repository: str | None,
+    settings: RunSettings | None,
+    override: bool,
+    progress: Progress | None,
+) -> Refreshed:
+    number, target = generation_for(recipe, first)
     if progress is not None:
         progress.catalog = target
     report = mine(recipe, target, settings, progress)
@@ -85,10 +106,39 @@ def refresh(
         index(target)
     version, said = None, "no repository was given"
     if repository is not None:
-        version, said = publish_if_changed(target, repository, override)
+        version, said = publish_if_changed(target, repository, override, recipe.licence)
     return Refreshed(
         target, number, report.images, report.directions, report.already_done, dict(report.failed), version, said
     )
+
+
+@contextmanager
+def alone(first: str) -> Iterator[None]:
+    """Be the only refresh of all generations of a catalog: a recipe may have changed since another one began, and what
+    that publishes must not come after what this one does.
+
+    The lock lies beside the first generation, `.CATALOG.refresh`; of a store, beside its mirror on this machine.
+
+    Raises:
+        BusyError: another process of this machine holds it, or of one that shares the folder.
+        InputError: the folder around the catalog cannot be written.
+    """
+    folder = local_folder(first)
+    beside = folder.with_name(f".{folder.name}.refresh")
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        lock = Lock(beside)
+    except BusyError as error:
+        raise BusyError(
+            first, error.found.replace("writer", "refresh"), "one refresh at a time",
+            "Wait for it to end, then run the same command again",
+        ) from None  # fmt: skip
+    except OSError as error:
+        raise InputError("catalog", f"{first} ({error.strerror})", "a place that can be written to") from error
+    try:
+        yield
+    finally:
+        lock.free()
 
 
 def mine(
@@ -97,7 +147,7 @@ def mine(
     """`flows.running.run_mining` into the catalog at a place."""
     from flows.running import run_mining
 
-    return run_mining(recipe, place if "://" in place else Path(place), settings or RunSettings(), progress)
+    return run_mining(recipe, place if as_url(place) else Path(place), settings or RunSettings(), progress)
 
 
 # -- generations -------------------------------------------------------------------------------------------------------
@@ -178,21 +228,16 @@ def index(place: str) -> dict[str, int]:
 # -- versions ----------------------------------------------------------------------------------------------------------
 
 
-def publish_if_changed(place: str, repository: str, override: bool = False) -> tuple[str | None, str]:
+def publish_if_changed(
+    place: str, repository: str, override: bool = False, licence: str | None = None
+) -> tuple[str | None, str]:
     """(the version published, why) or (None, why not). Raises ConflictError where the quality regressed."""
     folder = folder_of(place)
     version, said = next_version(folder, repository)
     if version is None:
         return None, said
-    publish(folder, repository, version, override)
+    publish_catalog(folder, repository, version, licence, override)
     return version, said
-
-
-def publish(folder: Path, repository: str, version: str, override: bool = False) -> None:
-    """`flows.publishing.publish_catalog`: what the gates keep, if it is no worse than the version before."""
-    from flows.publishing import publish_catalog
-
-    publish_catalog(folder, repository, version, override=override)
 
 
 def next_version(folder: Path, repository: str) -> tuple[str | None, str]:
@@ -201,26 +246,28 @@ def next_version(folder: Path, repository: str) -> tuple[str | None, str]:
     The first is 1.0.0. A catalog of another recipe, model or data than the last version raises the major number; other
     directions than it holds, the minor one.
     """
-    published = hub.list_versions(repository)
+    name = named(repository)
+    hub = open_hub(name)
+    versions = patiently(lambda: hub.versions(name.repository))
     with Catalog.open(folder) as catalog:
         kept, identity = kept_ids(catalog), catalog.manifest.provenance.identity()
         if not len(kept):
             rejected = "the gates reject every direction" if len(catalog.ids()) else "the catalog holds no direction"
             return None, rejected
-    if not published:
+    if not versions:
         return FIRST_VERSION, "the first version"
-    last = published[-1]
-    major, minor, _ = (int(part) for part in last.split("."))
-    with Catalog.open(hub.find_snapshot(repository, last)) as pack:
+    last = max(versions)
+    with published(name, last, hub) as pack:
         former = pack.manifest.provenance.identity()
         changed = [part for part in former if former[part] != identity[part]]
         if changed:
-            return f"{major + 1}.0.0", f"another {' and '.join(changed)} than {last} has"
+            return str(Version(last.major + 1, 0, 0)), f"another {' and '.join(changed)} than {last} has"
         there = pack.ids()
         new, gone = len(np.setdiff1d(kept, there, assume_unique=True)), len(np.setdiff1d(there, kept, True))
         if not new and not gone:
             return None, f"nothing changed since {last}"
-        return f"{major}.{minor + 1}.0", f"{new} new directions since {last}" + (f", {gone} gone" if gone else "")
+        said = f"{new} new directions since {last}" + (f", {gone} gone" if gone else "")
+        return str(Version(last.major, last.minor + 1, 0)), said
 
 
 def kept_ids(catalog: Catalog) -> np.ndarray:

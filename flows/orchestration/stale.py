@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed
 
+from catalog.store import as_url
 from flows.orchestration.processes import Process
 
 TAG = "rhumb"
@@ -83,6 +84,6 @@ def why_dead(run: FlowRun, lock: str | None = None) -> str:
     what = f"its process ({process.pid} on {process.host})"
     if alive is False:
         return f"{what} is gone; what it had committed is kept, and the next run goes on from there"
-    if alive is None and lock is not None and "://" not in lock and run.labels.get(_LOCK) == lock:
+    if alive is None and lock is not None and as_url(lock) is None and run.labels.get(_LOCK) == lock:
         return f"{what} lost the catalog's lock, so it is gone; what it had committed is kept"
     return ""

@@ -13,8 +13,10 @@ import torch
 from catalog.lookup import homogeneity
 from catalog.reader import Catalog
 from flows.console import Advance, silent
-from flows.editing import model_of, picture_shape, placed, recipe_of
+from flows.edit_settings import recipe_of
+from flows.editing import model_of, picture_shape, placed
 from flows.files import write_whole
+from flows.left_out import remark
 from flows.paths import builtin_folder
 from flows.pictures import as_picture
 from flows.report.choice import Candidate, candidates, read_factors, varied
@@ -184,15 +186,14 @@ def _section(
         chosen = varied(candidates(studio.catalog, region, space, kind, studio.reader), count)
         first = first or (chosen[0] if chosen else None)
         rows += [_row(studio, candidate, TRANSFERS if i == 0 else 0) for i, candidate in enumerate(chosen)]
-    section = RegionSection(
-        region=region,
-        spectrum=_spectrum(studio.catalog, region),
-        locality=_locality(table, region),
-        rows=rows,
-        homogeneity=_homogeneity(studio.catalog, region),
-        highlight=first.row["direction_id"] if first else "",
-    )
-    return section, first
+    highlight = first.row["direction_id"] if first else ""
+    return replace(_figures(studio.catalog, table, region), rows=rows, highlight=highlight), first
+
+
+def _figures(catalog: Catalog, table: Sequence[Mapping[str, Any]], region: str) -> RegionSection:
+    """What there is to say of a region without pictures."""
+    spectrum, locality = _spectrum(catalog, region), _locality(table, region)
+    return RegionSection(region=region, spectrum=spectrum, locality=locality, homogeneity=_homogeneity(catalog, region))
 
 
 def _composed(studio: _Studio, firsts: Sequence[Candidate]) -> list[InterpolationGrid | ComposedEdit]:
@@ -222,12 +223,33 @@ def _composed(studio: _Studio, firsts: Sequence[Candidate]) -> list[Interpolatio
     ]
 
 
+def _pictured(
+    catalog: Catalog, table: Sequence[Mapping[str, Any]], model: str | None
+) -> tuple[list[RegionSection], list[InterpolationGrid | ComposedEdit]]:
+    """The regions with their edits, and edits composed; the regions' figures alone where edits cannot be made."""
+    present = {row["region"] for row in table}
+    regions = [region for region in recipe_of(catalog).region_names if region in present]
+    absent = " ".join(remarks_of(catalog))
+    if absent:
+        return [replace(_figures(catalog, table, region), absent=absent) for region in regions], []
+    denoiser, settings = model_of(catalog, model)
+    studio = _Studio(catalog, denoiser, settings.timestep, settings.decode, _reader_for(catalog))
+    found = [_section(studio, table, region) for region in regions]
+    return [section for section, _ in found], _composed(studio, [first for _, first in found if first is not None])
+
+
 def _reader_for(catalog: Catalog) -> AttributeReader | None:
     """The attribute reader, where it knows the data."""
     builtin = catalog.manifest.provenance.recipe["dataset"]["kind"] == "builtin"
     folder = builtin_folder() / "reader"
-    known = builtin and folder.is_dir() and picture_shape(catalog) == (3, 64, 64)
+    shown = not catalog.lacks("image") and not catalog.lacks("preview")
+    known = builtin and folder.is_dir() and shown and picture_shape(catalog) == (3, 64, 64)
     return AttributeReader.load(folder) if known else None
+
+
+def remarks_of(catalog: Catalog) -> tuple[str, ...]:
+    """What a report of a catalog goes without, in a line; nothing where it has pictures."""
+    return remark(catalog, ["latent", "mask"], "the report has figures, and no pictures of edits")
 
 
 @torch.no_grad()
@@ -235,7 +257,7 @@ def write_report(folder: Path, out: Path, advance: Advance = silent, model: str 
     """Write `out/index.html` and `out/contact-sheet.png` for a catalog; returns the page's path.
 
     Decodes about a hundred edits of `edit.steps` network passes each. `model` says where the catalog's model lies, if
-    not where its recipe says.
+    not where its recipe says. Of a catalog that was published without what edits start from, figures only.
 
     Raises:
         CatalogError: no directions to show.
@@ -244,23 +266,15 @@ def write_report(folder: Path, out: Path, advance: Advance = silent, model: str 
     with Catalog.open(folder) as catalog:
         if catalog.manifest.rows("directions") == 0:
             raise CatalogError(str(folder), "no directions", "a catalog with directions to show", "Mine some first.")
-        denoiser, settings = model_of(catalog, model)
-        studio = _Studio(catalog, denoiser, settings.timestep, settings.decode, _reader_for(catalog))
         table = direction_table(catalog)
-        present = {row["region"] for row in table}
-        sections, firsts = [], []
-        for region in recipe_of(catalog).region_names:
-            if region in present:
-                section, first = _section(studio, table, region)
-                sections.append(section)
-                firsts += [first] if first else []
+        sections, composed = _pictured(catalog, table, model)
         page = Page(
             title=str(catalog.manifest.provenance.recipe["name"]),
-            headline=headline(catalog, sections),
+            headline=" ".join([headline(catalog, sections), *remarks_of(catalog)]),
             facts=facts(catalog),
             quality=quality(catalog, table),
             sections=sections,
-            composed=_composed(studio, firsts),
+            composed=composed,
             settings_tried=settings_tried(catalog),
             glossary=GLOSSARY,
             provenance=provenance_rows(catalog),

@@ -240,7 +240,7 @@ def _section(section: RegionSection, index: int) -> Markup:
     ]
     if section.homogeneity:
         panels.append(tag("div", tag("h3", "How alike across images"), tag("p", section.homogeneity), class_="panel"))
-    rows = [_row(row) for row in section.rows] or [tag("p", "No directions were kept for this region.", class_="none")]
+    rows = [_row(row) for row in section.rows] or [tag("p", section.absent, class_="none")]
     heading = tag("h2", plain_name(section.region))
     return tag("section", heading, *rows, tag("div", *panels, class_="panels"), id=f"region-{index}")
 

@@ -72,7 +72,7 @@ class RegionSection:
     `spectrum`: singular values by operator name, such as {"x: region": [...], "h: region": [...]}.
     `locality`: (label, median ROIR without null-space projection or of the plain SVD, median ROIR with it or of the
     individual components); a label that starts with "h" is taken as h-space. `highlight` is the direction id to show
-    first on the page; left empty, `best_row` chooses.
+    first on the page; left empty, `best_row` chooses. `absent` stands where there are no rows.
     """
 
     region: str
@@ -81,6 +81,7 @@ class RegionSection:
     rows: list[DirectionRow] = field(default_factory=list)
     homogeneity: str = ""
     highlight: str = ""
+    absent: str = "No directions were kept for this region."
 
     @property
     def headline_row(self) -> DirectionRow | None:

@@ -188,8 +188,7 @@ def _section(sheet: _Sheet, section: RegionSection) -> None:
     for row, lead in known:
         _line(sheet, row, lead)
     if not known:
-        sentence = "No directions were kept for this region."
-        sheet.y = sheet.write(_MARGIN, sheet.y, sentence, 15, width, colour=_MUTED) + 18
+        sheet.y = sheet.write(_MARGIN, sheet.y, section.absent, 15, width, lines=2, colour=_MUTED) + 18
 
 
 def _header(page: Page, width: int) -> _Sheet:

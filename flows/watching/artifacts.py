@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from uuid import UUID
 
 from PIL import Image
 
-from flows.watching.events import heard_by
+from flows.watching.events import heard_by, line_of
 from flows.watching.live import FIGURES, facts, pace
 from flows.watching.progress import Progress, Watcher
 from flows.watching.run_report import SHEET, RunReport, markdown, safe
@@ -131,12 +132,18 @@ def told(run: Snapshot) -> str:
     return "\n".join(lines + [f"- **{name}**: {safe(value)}" for name, value in facts(run).items()]) + "\n"
 
 
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return line_of(record).decode().rstrip()
+
+
 @contextmanager
 def logged() -> Iterator[None]:
-    """Send the events of the logger "rhumb" to the flow run's log while the block runs."""
+    """Send the events of the logger "rhumb" to the flow run's log while the block runs, each a line of JSON."""
     from prefect.logging.handlers import APILogHandler
 
     handler = APILogHandler()
+    handler.setFormatter(_Line())
     try:
         with heard_by(handler):
             yield

@@ -2,6 +2,10 @@
 
 Whoever listens to that logger sees the same events, Prefect among them: `PREFECT_LOGGING_EXTRA_LOGGERS=rhumb`, or
 `flows.watching.artifacts.logged` within a flow run.
+
+A log file is appended to and never made smaller here: rotating it is left to logrotate and its like. It is opened when
+a run begins and a line is one write, so that copying and truncating (`copytruncate`) serves a run that goes on, and
+renaming serves the next one.
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,31 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from catalog.secrecy import without_secrets
 from pipeline.errors import InputError
 
 LOGGER = logging.getLogger("rhumb")
 LOGGER.addHandler(logging.NullHandler())  # nobody listens unless asked to: the terminal has a view of its own
 _LONGEST = 2000  # characters of a value
-_HIDDEN = "***"
-
-_SECRETS = (
-    (re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*@"), f"{_HIDDEN}@"),  # of a URL
-    (re.compile(r"(://[^\s?#\"']*)\?[^\s\"']*"), rf"\1?{_HIDDEN}"),  # a signed URL is a password
-    (re.compile(r"\b(?:hf_|gh[pousr]_|AKIA|ASIA|pnu_|pnb_)[A-Za-z0-9]{8,}"), _HIDDEN),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {_HIDDEN}"),
-    (
-        re.compile(r"(?i)([\w-]*(?:password|passwd|secret|token|api[_-]?key|access[_-]?key|credential)[\w-]*)(\s*[=:]\s*)"
-                   r"(\"[^\"]*\"|'[^']*'|[^\s,;&]+)"),
-        rf"\1\2{_HIDDEN}",
-    ),
-)  # fmt: skip
-
-
-def without_secrets(text: str) -> str:
-    """Text without what lets its reader in somewhere: passwords and queries of URLs, tokens, keys."""
-    for pattern, sign in _SECRETS:
-        text = pattern.sub(sign, text)
-    return text
 
 
 def event(name: str, /, level: int = logging.INFO, **fields: Any) -> None:

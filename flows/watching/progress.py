@@ -13,15 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from catalog.lease import born
+from catalog.secrecy import without_secrets
 from flows.console import complain
-from flows.watching.events import event, without_secrets
+from flows.watching.events import event
 from flows.watching.samples import Reservoir
-from flows.watching.snapshots import FILE, Snapshot, Spread, State, born, runs_folder
+from flows.watching.snapshots import FILE, Snapshot, Spread, State, runs_folder
 from pipeline.errors import CatalogError
+
+if TYPE_CHECKING:
+    from flows.watching.run_report import RunReport
 
 SECONDS = 1.0  # between two calls of the watchers, at least
 LISTED = 200  # failures that are kept by name; more are only counted, by reason
@@ -110,6 +115,7 @@ class Progress:
         self.rejected: Counter[str] = Counter()
         self.products: dict[str, int] = {"jvp": 0, "vjp": 0}
         self.worker_seconds = 0.0
+        self.report: RunReport | None = None  # of a run that is over, once it was recorded
         self._samples = {name: Reservoir(seed) for seed, name in enumerate(QUALITY)}
         self._clock = clock
         self._begun = clock()
@@ -177,7 +183,7 @@ class Progress:
         self.failed_images += len(failed.keys() - self.failed.keys())
         for source, reason in failed.items():
             if source not in self.failed:
-                self.failures[_bounded(self.failures, folded(reason))] += 1
+                self.failures[_bounded(self.failures, folded(without_secrets(reason)))] += 1
                 event("image failed", logging.WARNING, run_id=self.run_id, chunk=chunk, image=source, reason=reason)
         _take(self.failed, failed)
 
@@ -286,7 +292,7 @@ def _bounded(counts: Mapping[str, int], reason: str) -> str:
 def _take(into: dict[str, str], found: Mapping[str, str]) -> None:
     for source, reason in found.items():
         if source in into or len(into) < LISTED:
-            into[source] = reason[:_LONGEST]
+            into[source] = without_secrets(reason)[:_LONGEST]
 
 
 def kept_in(catalog: Path) -> Watcher:

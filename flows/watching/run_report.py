@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from catalog.fs import RUN
 from catalog.reader import Catalog
 from flows.files import write_whole
-from flows.gates import explained, gates_of, rejections
+from flows.gates import Rejections, explained, gates_of, rejections
 from flows.publishing import last_published
 from flows.quality import Group, Quality, quality_of, regression
 from flows.report.markup import Markup, join, tag
@@ -55,26 +55,42 @@ class RunReport(BaseModel):
     left_out: tuple[str, ...] = ()
 
 
+def record(catalog_folder: str | Path, progress: Progress) -> Path:
+    """Write the report of a run that is over, as `write`; whoever asks `progress` for it need not judge again."""
+    with Catalog.open(catalog_folder) as catalog:
+        found = rejections(catalog, gates_of(catalog.manifest.provenance))
+        progress.report = _reported(catalog, progress.snapshot(), found)
+        return _written(progress.report, catalog, found)
+
+
 def report_of(catalog_folder: str | Path, progress: Progress | Snapshot) -> RunReport:
-    """The report of a run on the catalog in a folder. Reads metadata only. Raises as `Catalog.open`."""
+    """The report of a run on the catalog in a folder, the one that was recorded if there is one.
+
+    Reads metadata only. Raises as `Catalog.open`.
+    """
+    if isinstance(progress, Progress) and progress.report is not None:
+        return progress.report
     run = progress if isinstance(progress, Snapshot) else progress.snapshot()
     with Catalog.open(catalog_folder) as catalog:
-        provenance = catalog.manifest.provenance
-        found = rejections(catalog, gates_of(provenance))
-        quality = quality_of(catalog, found.keep)
-        name, before = _before(catalog.folder, run.run_id)
-        return RunReport(
-            run=run,
-            recipe=str(provenance.recipe.get("name", "no name")),
-            version=catalog.manifest.version,
-            cost=Cost.of(run),
-            quality=quality,
-            before_name=name,
-            before=before,
-            worse=tuple(regression(quality, before)) if before is not None else (),
-            rejected=found.counts,
-            left_out=tuple(explained(found)),
-        )
+        return _reported(catalog, run, rejections(catalog, gates_of(catalog.manifest.provenance)))
+
+
+def _reported(catalog: Catalog, run: Snapshot, found: Rejections) -> RunReport:
+    provenance = catalog.manifest.provenance
+    quality = quality_of(catalog, found.keep)
+    name, before = _before(catalog.folder, run.run_id)
+    return RunReport(
+        run=run,
+        recipe=str(provenance.recipe.get("name", "no name")),
+        version=catalog.manifest.version,
+        cost=Cost.of(run),
+        quality=quality,
+        before_name=name,
+        before=before,
+        worse=tuple(regression(quality, before)) if before is not None else (),
+        rejected=found.counts,
+        left_out=tuple(explained(found)),
+    )
 
 
 def _before(folder: Path, run_id: str) -> tuple[str | None, Quality | None]:
@@ -104,10 +120,13 @@ def write(report: RunReport, catalog_folder: str | Path) -> Path:
     Reports of all but the last KEPT runs are removed. Raises CatalogError: a full disk, a link in the folder's place.
     """
     with Catalog.open(catalog_folder) as catalog:
-        found = rejections(catalog, gates_of(catalog.manifest.provenance))
-        headline = f"{report.run.images} images of run {report.run.run_id}; pictures are one-step previews"
-        sheet = sheet_of(catalog, report.recipe, headline, found.keep)
-        folder = runs_folder(catalog.folder) / report.run.run_id
+        return _written(report, catalog, rejections(catalog, gates_of(catalog.manifest.provenance)))
+
+
+def _written(report: RunReport, catalog: Catalog, found: Rejections) -> Path:
+    headline = f"{report.run.images} images of run {report.run.run_id}; pictures are one-step previews"
+    sheet = sheet_of(catalog, report.recipe, headline, found.keep)
+    folder = runs_folder(catalog.folder) / report.run.run_id
     if folder.is_symlink():
         raise CatalogError(str(folder), "a symbolic link", "a plain folder", "Remove it")
     folder.mkdir(exist_ok=True)

@@ -15,11 +15,13 @@ _BEST = (("x", ("local", "singular")), ("h", ("individual", "joint", "singular")
 
 
 def sheet_of(catalog: Catalog, title: str, headline: str, keep: np.ndarray | None = None) -> bytes | None:
-    """A PNG with the most local direction of each region and space, of those kept; None where there is none.
+    """A PNG with the most local direction of each region and space, of those kept; None where there is none to show.
 
     Previews are the predicted picture at -s, 0 and +s, with s the strength at which the linear change inside the region
     is 0.15 root-mean-square. Reads metadata, and the pictures of at most 2 * REGIONS directions.
     """
+    if catalog.lacks("preview") or catalog.lacks("mask"):
+        return None
     chosen = np.ones(len(catalog.ids()), dtype=bool) if keep is None else keep
     sections = []
     for region in sorted(set(catalog.column("region").unique().to_pylist()))[:REGIONS]:

@@ -5,21 +5,31 @@ The terminal, Prefect, `rhumb status` and the report all draw a `Snapshot`; `flo
 
 from __future__ import annotations
 
-import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from catalog.fs import RUN
+from catalog.lease import born
 from pipeline.errors import CatalogError
 
 FILE = "progress.json"
 _LARGEST = 4 * 2**20  # bytes of a progress file
 
 State = Literal["running", "finished", "stopped", "failed"]
+
+
+def _moment(value: str) -> str:
+    if datetime.fromisoformat(value).tzinfo is None:
+        raise ValueError("a moment of some time zone")
+    return value
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""ISO 8601, with a time zone."""
 
 
 class Spread(BaseModel):
@@ -46,11 +56,11 @@ class Snapshot(BaseModel):
     name: str = ""
     catalog: str
     state: State
-    pid: int
+    pid: Annotated[int, Field(gt=0)]
     born: str | None = None
     host: str
-    started: str
-    updated: str
+    started: Moment
+    updated: Moment
     seconds: float
     total: int | None = None
     done: int = 0
@@ -86,23 +96,6 @@ class Snapshot(BaseModel):
     def age(self) -> float:
         """Seconds since it was written, by this machine's clock."""
         return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.updated)).total_seconds())
-
-
-def born(pid: int) -> str | None:
-    """When a process was started, in ticks since boot, which tells it from a later one of its number.
-
-    None where there is no such process; "" where the system does not tell.
-    """
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return None
-    except PermissionError:
-        pass
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
 
 
 def runs_folder(catalog: Path) -> Path:

@@ -200,11 +200,16 @@ def _embedded(transformers: Any, folder: Path) -> OwnPrompt:
     )  # fmt: skip
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError("weights of another network")
+    return no_words(tokenizer, encoder)
+
+
+@torch.no_grad()
+def no_words(tokenizer: Any, encoder: Any) -> OwnPrompt:
+    """The prompt of no words by a `CLIPTokenizer` and a `CLIPTextModel` in single precision on the CPU."""
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-    with torch.no_grad():
-        embedding = encoder.eval()(tokens.input_ids, attention_mask=mask).last_hidden_state
+    embedding = encoder.eval()(tokens.input_ids, attention_mask=mask).last_hidden_state
     chosen = {key: getattr(encoder.config, key, None) for key in _TEXT_SETTINGS}
     weights = {name.removeprefix("text_model."): weight for name, weight in encoder.named_parameters()}
     return OwnPrompt(embedding, fingerprint(["CLIPTextModel", chosen, tokens.input_ids.tolist()], weights))

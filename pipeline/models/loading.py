@@ -1,132 +1,33 @@
 """From a reference (a diffusers folder or a Hub id) to a denoiser. Reads numbers and JSON; never runs what it reads.
 
-`FAMILIES` is the table of what can be loaded: to add a family, write its adapter and a line there.
+What can be loaded says the table `FAMILIES` of `families.py`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    ConfigMixin,
-    DiTTransformer2DModel,
-    ModelMixin,
-    SchedulerMixin,
-    ScoreSdeVeScheduler,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin, SchedulerMixin, ScoreSdeVeScheduler
 from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
 from diffusers.utils import logging as diffusers_logging
 
-from pipeline.errors import ModelError, RhumbError
-from pipeline.models.conditional import TEXT_FILES, ConditionalDenoiser, OwnPrompt, empty_prompt
+from pipeline.errors import ModelError
+from pipeline.models.conditional import TEXT_FILES, OwnPrompt, empty_prompt
 from pipeline.models.contract import Denoiser
-from pipeline.models.dit import DiTDenoiser
+from pipeline.models.families import FAMILIES, Family, Parts, reason, told
 from pipeline.models.files import CONVERSION, ModelFiles, inside, open_files
-from pipeline.models.latents import LatentDenoiser
 from pipeline.models.pickles import read_pickle
 from pipeline.models.quiet import quiet
-from pipeline.models.unet2d import UNet2DDenoiser
 
 Network = TypeVar("Network", bound=ModelMixin)
 
 _OLD_SCHEDULERS = {"VeSdeScheduler": ScoreSdeVeScheduler, "ScoreSdeVpScheduler": ScoreSdeVpScheduler}
 _SECOND_NAMES = {"time_proj.W"}  # score-sde files of the first diffusers hold time_proj.weight under this name too
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A model on its way to an adapter: its files, where its network lies among them, and what was asked for."""
-
-    files: ModelFiles
-    part: str  # folder of the network, "" for the model's own
-    scheduler: Any
-    device: torch.device | str
-    dtype: torch.dtype
-    class_label: int | None
-    prompt: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """One kind of model.
-
-    Attributes:
-        network: class of the network that denoises.
-        part: the network's name, and its folder, in a pipeline.
-        adapter: makes the denoiser.
-        others: parts of a pipeline besides network and scheduler that the adapter knows; any other part is refused.
-    """
-
-    network: type[ModelMixin]
-    part: str
-    adapter: Callable[[Opened], Denoiser]
-    others: frozenset[str] = frozenset()
-
-
-def _unet2d(model: Opened) -> Denoiser:
-    unet = load_network(model.files, UNet2DModel, model.part)
-    denoiser = UNet2DDenoiser(
-        unet, model.scheduler, device=model.device, dtype=model.dtype, class_label=model.class_label
-    )
-    times, steps = unet.time_proj, denoiser.info.train_timesteps
-    if isinstance(times, torch.nn.Embedding) and times.num_embeddings < steps:
-        where = str(model.files.folder / inside(model.part, "config.json"))
-        raise ModelError(where, f"learned times of {times.num_embeddings} timesteps", f"{steps}, as its scheduler has")
-    return denoiser
-
-
-def _dit(model: Opened) -> Denoiser:
-    network = load_network(model.files, DiTTransformer2DModel, model.part)
-    return _with_pictures(
-        model,
-        DiTDenoiser(network, model.scheduler, device=model.device, dtype=model.dtype, class_label=model.class_label),
-    )
-
-
-def _conditional(model: Opened) -> Denoiser:
-    prompt: torch.Tensor | OwnPrompt | None = model.prompt
-    if prompt is None:
-        model.files.paths([name for name in TEXT_FILES if model.files.has(name)])
-        prompt = empty_prompt(model.files.folder)
-    unet = load_network(model.files, UNet2DConditionModel, model.part)
-    return _with_pictures(
-        model,
-        ConditionalDenoiser(
-            unet, model.scheduler, prompt, device=model.device, dtype=model.dtype, class_label=model.class_label
-        ),
-    )
-
-
-def _with_pictures(model: Opened, denoiser: Denoiser) -> Denoiser:
-    """The denoiser on latents of the model's autoencoder; itself where there is none."""
-    config = "vae/config.json"
-    named = _pipeline_parts(model.files).get("vae") if model.files.has("model_index.json") else None
-    if named is None and not model.files.has(config):
-        return denoiser
-    classes = {model.files.json(config).get("_class_name"), named or "AutoencoderKL"}
-    if classes != {"AutoencoderKL"}:
-        found = " and ".join(sorted(map(str, classes)))
-        raise ModelError(str(model.files.folder / config), f"class {found}", "AutoencoderKL", "No adapter for others.")
-    return LatentDenoiser(denoiser, load_network(model.files, AutoencoderKL, "vae"))
-
-
-FAMILIES = (
-    Family(UNet2DModel, "unet", _unet2d),
-    Family(
-        UNet2DConditionModel, "unet", _conditional,
-        frozenset({"vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"}),
-    ),
-    Family(DiTTransformer2DModel, "transformer", _dit, frozenset({"vae"})),
-)  # fmt: skip
 
 
 def load_denoiser(
@@ -160,16 +61,11 @@ def load_denoiser(
     scheduler = _load_scheduler(files, part)
     chosen = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     torch.empty(0, device=chosen)  # a device that is not there is no fault of the model
-    try:
-        denoiser = family.adapter(Opened(files, part, scheduler, chosen, dtype, class_label, prompt))
-    except RhumbError:
-        raise
-    except Exception as error:  # a foreign configuration may fail anywhere in diffusers
-        raise ModelError(
-            str(files.folder / inside(part, "config.json")),
-            f"a model that cannot be run ({_reason(error)})",
-            "a network and a schedule whose settings fit each other",
-        ) from error
+    place = str(files.folder / inside(part, "config.json"))
+    with told(place):
+        words = _own_prompt(files) if family.prompted and prompt is None else prompt
+        network, vae = load_network(files, family.network, part), _autoencoder(files, family)
+        denoiser = family.denoiser(Parts(network, scheduler, chosen, dtype, class_label, words, vae, place))
     if files.has(CONVERSION):
         files.json(CONVERSION)
     denoiser.origin = files.origin
@@ -194,7 +90,7 @@ def _family(files: ModelFiles) -> tuple[Family, str]:
     if network == files.json(config).get("_class_name"):
         for family in FAMILIES:
             if family.network.__name__ == network:
-                _refuse_others(files, parts, family)
+                family.check_others(set(parts), str(files.folder / "model_index.json"))
                 return family, part
     found = {str(network), str(files.json(config).get("_class_name"))}
     raise ModelError(
@@ -213,15 +109,25 @@ def _pipeline_parts(files: ModelFiles) -> dict[str, str]:
     return {key: str(name) if library == "diffusers" else f"{library}.{name}" for key, (library, name) in named.items()}
 
 
-def _refuse_others(files: ModelFiles, parts: dict[str, str], family: Family) -> None:
-    others = sorted(parts.keys() - {family.part, "scheduler"} - family.others)
-    if others:
-        raise ModelError(
-            str(files.folder / "model_index.json"),
-            f"{family.network.__name__} with {', '.join(others)}",
-            f"a pipeline of {', '.join(sorted({family.part, 'scheduler'} | family.others))} only",
-            "This family has no adapter.",
-        )
+def _own_prompt(files: ModelFiles) -> OwnPrompt:
+    """No words, embedded by the model's own text encoder."""
+    files.paths([name for name in TEXT_FILES if files.has(name)])
+    return empty_prompt(files.folder)
+
+
+def _autoencoder(files: ModelFiles, family: Family) -> AutoencoderKL | None:
+    """The autoencoder of a model that has one, where its family may."""
+    if "vae" not in family.others:
+        return None
+    config = "vae/config.json"
+    named = _pipeline_parts(files).get("vae") if files.has("model_index.json") else None
+    if named is None and not files.has(config):
+        return None
+    classes = {files.json(config).get("_class_name"), named or "AutoencoderKL"}
+    if classes != {"AutoencoderKL"}:
+        found = " and ".join(sorted(map(str, classes)))
+        raise ModelError(str(files.folder / config), f"class {found}", "AutoencoderKL", "No adapter for others.")
+    return load_network(files, AutoencoderKL, "vae")
 
 
 def load_network(files: ModelFiles, kind: type[Network], part: str) -> Network:
@@ -242,10 +148,10 @@ def load_network(files: ModelFiles, kind: type[Network], part: str) -> Network:
                 files.folder / part, use_safetensors=paths[0].suffix == ".safetensors", local_files_only=True,
                 low_cpu_mem_usage=False, output_loading_info=True,
             )  # fmt: skip
-    except Exception as error:  # as above
+    except Exception as error:  # a foreign configuration may fail anywhere in diffusers
         raise ModelError(
             str(paths[0]),
-            f"weights or configuration that do not load ({_reason(error)})",
+            f"weights or configuration that do not load ({reason(error)})",
             "a config.json of diffusers, and the weights of its network",
             "Check the configuration, or download the model again.",
         ) from error
@@ -289,9 +195,5 @@ def _load_scheduler(files: ModelFiles, part: str) -> Any:
             return kind(**{key: value for key, value in config.items() if key in known})
     except Exception as error:  # as above
         raise ModelError(
-            str(path), f"settings that {title} refuses ({_reason(error)})", "a working scheduler configuration"
+            str(path), f"settings that {title} refuses ({reason(error)})", "a working scheduler configuration"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -7,6 +7,7 @@ generative modeling", appendix C). How a scheduler samples (solver, spacing, Kar
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -145,7 +146,8 @@ def _fixing(scheduler: Any, cumulative: torch.Tensor) -> dict[str, Any]:
     kind = type(scheduler)
     if not _same(kind.from_config(scheduler.config).alphas_cumprod, cumulative):
         raise ModelError("scheduler", f"{kind.__name__} with alphas of its own", "the alphas that its settings give")
-    return {**keys, "scheduler": kind.__name__, **{key: config[key] for key in config if not key.startswith("_")}}
+    known = inspect.signature(kind.__init__).parameters  # a pipeline in memory keeps keys of other schedulers too
+    return {**keys, "scheduler": kind.__name__, **{key: config[key] for key in config if key in known}}
 
 
 def _same(one: torch.Tensor, two: torch.Tensor) -> bool:

@@ -32,7 +32,7 @@ from catalog.lookup import Transfer, transfer_candidates
 from catalog.reader import Catalog
 from flows.datasets.contract import SourceImage
 from flows.datasets.dataset import load_dataset
-from flows.editing import recipe_of
+from flows.edit_settings import recipe_of
 from flows.mining import mine
 from flows.paths import builtin_recipe
 from flows.recipe import Recipe, load_recipe, parse_recipe

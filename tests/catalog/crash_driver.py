@@ -18,13 +18,13 @@ import pyarrow.parquet  # noqa: F401  loaded once, before the forks
 
 from catalog.compaction import compact
 from catalog.deposits import Target, whole_deposits, write_deposit
-from catalog.hub import publish, pull
 from catalog.merging import merge
 from catalog.pictures import encode_png
 from catalog.reader import Catalog
 from catalog.store import LocalStore
 from catalog.writer import CatalogWriter
 from tests.catalog import faulty  # noqa: F401  its filesystem is registered
+from tests.catalog.local_hub import publish, pull
 from tests.catalog.samples import chunk_of, provenance
 
 CHANGES = ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir", "link")

@@ -35,8 +35,12 @@ class FaultyFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def find(self, path: str, *_: Any, **__: Any) -> list[str]:
         return sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and file.suffix != ".half")
 
-    def cat_file(self, path: str, *_: Any, **__: Any) -> bytes:
-        return Path(path).read_bytes()
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        found = [self.info(str(entry)) for entry in sorted(Path(path).iterdir())]
+        return found if detail else [entry["name"] for entry in found]
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        return Path(path).read_bytes()[start:end]
 
     def get_file(self, rpath: str, lpath: str, **_: Any) -> None:
         shutil.copyfile(rpath, lpath)

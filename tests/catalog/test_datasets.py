@@ -14,8 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pytest
 
-from catalog.card import CardFields, escape
-from catalog.hub import publish, pull
+from catalog.card import CardFields
+from catalog.schema import LEFT_OUT
+from tests.catalog import local_hub
+from tests.catalog.local_hub import publish
+from tests.catalog.published import published
 from tests.catalog.samples import chunk_of, small_catalog
 
 SCRIPT = """
@@ -48,7 +51,8 @@ def test_load_dataset_reads_the_folder_offline(tmp_path: Path, published: bool) 
     folder = tmp_path / "c"
     if published:
         fields = CardFields(title="Faces: <b>mouths</b>", licence="Apache-2.0", model_licence="CC BY 4.0")
-        folder = publish(folder, "org/pack", "1.0.0", tmp_path / "hub", fields).folder
+        publish(folder, "org/pack", "1.0.0", tmp_path / "hub", fields)
+        folder = local_hub.snapshot("org/pack", "1.0.0", tmp_path / "hub")
     key = chunk_of("chunk-0").directions[0].direction_id
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, "-c", SCRIPT, str(folder), key]
@@ -57,18 +61,26 @@ def test_load_dataset_reads_the_folder_offline(tmp_path: Path, published: bool) 
     assert done.stdout.split() == ["40", "4"]
 
 
-def test_the_card_says_what_the_pack_is_and_carries_no_markup_from_data(tmp_path: Path) -> None:
-    small_catalog(tmp_path / "c", 1)
-    fields = CardFields(title="<script>alert(1)</script>", data_licence="CC0", citations=("LOCO (2024)",))
-    publish(tmp_path / "c", "org/pack", "1.0.0", tmp_path / "hub", fields)
-    with pull("org/pack", "1.0.0", tmp_path / "out", tmp_path / "hub") as catalog:
-        card = (catalog.folder / "README.md").read_text()
-    body = card.split("---", 2)[2]
-    assert "<script" not in body
-    row = "| mouth | x | singular | 4 | 2 |"
-    for words in ("20 directions", "hair, mouth", "CC0", "LOCO (2024)", "load_dataset", row):
-        assert words in body, words
-    assert escape("a|b\n<i>") == "a&#124;b &lt;i&gt;"
+BARE = """
+import sys
+from datasets import load_dataset
+for table in ("directions", "images", "regions"):
+    rows = load_dataset(sys.argv[1], table, split="train")
+    assert not {"effect", "image", "latent", "mask", "preview"} & set(rows.features), rows.features
+    streamed = load_dataset(sys.argv[1], table, split="train", streaming=True)
+    assert next(iter(streamed)) == rows[0]
+    print(len(rows))
+"""
+
+
+def test_load_dataset_reads_a_folder_from_which_all_pictures_are_left_out(tmp_path: Path) -> None:
+    small_catalog(tmp_path / "c", 2)
+    folder = published(tmp_path / "c", tmp_path / "bare", LEFT_OUT)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, "-c", BARE, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["40", "4", "8"]
 
 
 def test_duckdb_pandas_and_pyarrow_read_the_shards_as_they_are(tmp_path: Path) -> None:

@@ -308,3 +308,45 @@ def test_a_deposit_lies_in_a_distant_store_as_in_a_folder(begun: tuple[CatalogWr
     assert entry.rows == {"directions": 10, "images": 1, "regions": 2}
     discard(store, deposit)
     assert store.list() == []
+
+
+STRAYS = ["foo bar.txt", "Thumbs~1.db", "a..b", "x\udcff", "(1)/shard.parquet", ".hidden/receipt.json", "-"]
+
+
+@pytest.mark.parametrize("stray", STRAYS, ids=ascii)
+@pytest.mark.parametrize("place", ["", JOB, f"{JOB}/half", f"{JOB}/one"])
+def test_what_no_worker_can_have_left_is_in_nobodys_way(
+    stray: str, place: str, begun: tuple[CatalogWriter, LocalStore]
+) -> None:
+    writer, store = begun
+    put(writer, store, chunk_of("one", 1))
+    put(writer, store, chunk_of("two", 1))
+    incoming = store.folder / ".incoming"
+    half = incoming / JOB / "half" / "directions-0.parquet"
+    half.parent.mkdir()
+    half.write_bytes(b"torn")
+    path = incoming / place / stray
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    clean(store, JOB)
+    clean(store)
+    assert not half.exists()
+    assert len(writer.adopt(list(whole_deposits(store, JOB))).adopted) == 2
+    left = [file.read_text() for file in incoming.rglob("*") if file.is_file()]
+    assert left == ["mine"] or (left == [] and stray.startswith(".") and place)
+
+
+def test_links_among_deposits_are_never_followed(begun: tuple[CatalogWriter, LocalStore], tmp_path: Path) -> None:
+    writer, store = begun
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "photo.png").write_text("mine")
+    deposit = put(writer, store, chunk_of("one", 1))
+    work = store.folder / ".incoming" / JOB / "one"
+    for number, target in enumerate((elsewhere, elsewhere / "photo.png", tmp_path / "nowhere")):
+        (work / f"link{number}").symlink_to(target)
+        (work.parent / f"link{number}").symlink_to(target)
+    assert clean(store, JOB) == clean(store) == 0
+    assert writer.adopt([deposit]).adopted == (deposit,)
+    assert (elsewhere / "photo.png").read_text() == "mine"
+    assert verify(store.folder).ok

@@ -10,7 +10,6 @@ import pytest
 
 from catalog import manifest as manifests
 from catalog.compaction import compact
-from catalog.hub import publish, pull
 from catalog.index import build_indexes
 from catalog.lookup import similar
 from catalog.merging import merge
@@ -18,6 +17,7 @@ from catalog.reader import Catalog
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
 from pipeline.errors import CatalogError
+from tests.catalog.local_hub import publish, pull
 from tests.catalog.make_golden import FAILED, RECORDS
 from tests.catalog.samples import chunk_of
 

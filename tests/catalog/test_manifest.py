@@ -169,6 +169,11 @@ def test_features_that_are_no_names_and_old_indexes_that_are_no_paths_are_refuse
         manifests.parse(forged(format_version="1", indexes={"x": {"faiss": ["a"], "ids": {}}}))
 
 
+def test_a_manifest_of_a_former_version_has_no_keys_of_a_later_one() -> None:
+    with pytest.raises(CatalogError, match=r"manifest\.json: concepts: found a key of a later version"):
+        manifests.parse(forged(format_version="1", left_out=["image"]))
+
+
 def test_parts_that_contradict_each_other_are_named_as_the_manifest() -> None:
     with pytest.raises(CatalogError, match=r"^manifest\.json: found parts that do not fit together"):
         manifests.parse(forged(pictures={"sheet": "pictures/a.png"}, files={}, retired=["pictures/b.png"]))

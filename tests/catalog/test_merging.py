@@ -193,7 +193,7 @@ def test_a_difference_names_what_is_added_dropped_and_changed(tmp_path: Path) ->
 def test_a_difference_reads_vectors_shard_by_shard_and_filters_no_whole_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = written(tmp_path / "1", SMALL), written(tmp_path / "2", SMALL[::-1])
+    one, two = written(tmp_path / "1", SMALL), written(tmp_path / "2", SMALL[::-1], exact=True)
     monkeypatch.setattr(comparing, "_BLOCK", 5)  # as many as a shard of these has
     filtered: list[object] = []
     blocks: list[set[str]] = []
@@ -207,6 +207,17 @@ def test_a_difference_reads_vectors_shard_by_shard_and_filters_no_whole_table(
     assert not any(filtered)
     own = [{record.direction_id for record in chunk.directions} for chunk in SMALL]
     assert len(blocks) == 2 * len(SMALL) and all(block in own for block in blocks)
+
+
+def test_a_difference_reads_no_vector_of_a_shard_that_both_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = written(tmp_path / "1", SMALL[:2]), written(tmp_path / "2", SMALL[:3])
+    monkeypatch.setattr(Catalog, "vectors", None)
+    monkeypatch.setattr(Catalog, "effects", None)
+    with Catalog.open(one) as former, Catalog.open(two) as later:
+        found = diff(former, later)
+    assert found.changed == [] and len(found.added["directions"]) == len(SMALL[2].directions)
 
 
 def test_the_same_directions_in_another_codec_or_other_shards_are_no_difference(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from catalog.deposits import Target, whole_deposits, write_deposit
 from catalog.fs import MANIFEST
 from catalog.reader import Catalog
 from catalog.store import Store, StoreError, open_store
+from catalog.transaction import Lock
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
-from pipeline.errors import ConflictError, InputError, NotFoundError
+from pipeline.errors import BusyError, ConflictError, InputError, NotFoundError
 from tests.catalog.s3 import BUCKET, SECRET, serving
 from tests.catalog.samples import chunk_of, provenance
 from tests.conformance.store_suite import StoreSuite
@@ -71,7 +72,10 @@ def test_a_run_in_s3_resumes_from_deposits_and_is_read_elsewhere(url: str, machi
     assert store.list(".incoming") == store.list(".staging") == []
 
 
-def test_of_two_writers_one_wins_and_the_other_goes_on_from_it(url: str, machine: Callable[[str], None]) -> None:
+def test_of_two_writers_one_wins_and_the_other_goes_on_from_it(
+    url: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.mirror.StoreLock", lambda folder, store, patient: Lock(folder))
     CatalogWriter.create(url, provenance()).close()
     with CatalogWriter.open(url) as slow:
         machine("another")
@@ -111,3 +115,14 @@ def test_a_server_that_cannot_be_reached_is_an_error_that_may_pass(url: str, mon
     store._files = files(endpoint_url="http://127.0.0.1:1", config_kwargs=settings, skip_instance_cache=True)  # type: ignore[attr-defined]
     with pytest.raises(StoreError, match="Could not connect"):
         store.read(MANIFEST)
+
+
+def test_one_machine_at_a_time_writes_to_a_catalog_in_s3(url: str, machine: Callable[[str], None]) -> None:
+    with CatalogWriter.create(url, provenance()) as writer:
+        machine("another")
+        with pytest.raises(BusyError, match="another writer"):
+            CatalogWriter.open(url)
+        writer.commit(chunk_of("first", 1))
+    with CatalogWriter.open(url) as writer:
+        writer.commit(chunk_of("second", 1))
+    assert Catalog.open(url).manifest.chunks.keys() == {"first", "second"}

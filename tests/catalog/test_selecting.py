@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from catalog.compaction import compact
 from catalog.fs import inside
 from catalog.index import build_indexes
+from catalog.manifest import PackPart
 from catalog.reader import Catalog
 from catalog.selecting import select_into
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
-from pipeline.errors import CatalogError, ConflictError, InputError
+from pipeline.errors import CatalogError, ConflictError, InputError, NotFoundError
 from tests.catalog.samples import chunk_of, failed_chunk, provenance, small_catalog
 
 
@@ -136,3 +139,121 @@ def test_nothing_is_selected_from_a_damaged_shard(source: Path, tmp_path: Path) 
             select_into(catalog, tmp_path / "out", keep)
     with CatalogWriter.create(tmp_path / "out", provenance()) as writer:
         assert not writer.manifest.chunks
+
+
+# -- chunks ------------------------------------------------------------------------------------------------------------
+
+
+def chunks(folder: Path) -> dict[str, str]:
+    """Digest by chunk id."""
+    with Catalog.open(folder) as catalog:
+        return {name: entry.digest for name, entry in catalog.manifest.chunks.items()}
+
+
+def select(source: Path, out: Path, choose: Callable[[Catalog], np.ndarray]) -> Path:
+    with Catalog.open(source) as catalog:
+        return select_into(catalog, out, choose(catalog))
+
+
+def of_chunk(catalog: Catalog, name: str) -> np.ndarray:
+    with catalog.chunk(name) as chunk:
+        return np.isin(catalog.ids(), chunk.ids())
+
+
+def test_a_chunk_whose_rows_all_stay_is_the_same_chunk(source: Path, tmp_path: Path) -> None:
+    before = chunks(source)
+    assert chunks(select(source, tmp_path / "all", lambda c: np.ones(len(c.ids()), bool))) == before
+    after = chunks(select(source, tmp_path / "some", without_one_image))
+    assert len(after.items() & before.items()) == len(before) - 1
+    (new,) = after.keys() - before.keys()
+    assert after[new] == new
+
+
+def test_the_digest_of_a_chunk_follows_from_the_ids_it_holds_whatever_was_left_out(
+    source: Path, tmp_path: Path
+) -> None:
+    lasting = select(source, tmp_path / "at once", without_one_image)
+    first = select(source, tmp_path / "first", lambda c: without_one_image(c) & ~c.select(kind="local"))
+    assert chunks(first).keys().isdisjoint(set(chunks(lasting)) - {"failed"})
+    again = select(lasting, tmp_path / "again", lambda c: ~c.select(kind="local"))
+    assert chunks(again) == chunks(first)
+
+
+def test_chunks_that_share_a_shard_become_one_only_where_rows_go(source: Path, tmp_path: Path) -> None:
+    before = chunks(source)
+    compact(source)
+    assert chunks(select(source, tmp_path / "all", lambda c: np.ones(len(c.ids()), bool))) == before
+    with CatalogWriter.open(source) as writer:
+        writer.commit(chunk_of("later"))
+    after = chunks(select(source, tmp_path / "some", without_one_image))
+    assert {"later", "failed"} <= set(after) and len(after) == 3
+    assert verify(tmp_path / "some").problems == ()
+
+
+def test_a_chunk_of_which_nothing_stays_but_its_images_is_one_of_images(source: Path, tmp_path: Path) -> None:
+    select(source, tmp_path / "out", lambda c: ~of_chunk(c, "chunk-1"))
+    with Catalog.open(tmp_path / "out") as catalog:
+        rows = [dict(entry.rows) for name, entry in catalog.manifest.chunks.items() if name == entry.digest]
+        assert rows == [{"directions": 0, "images": 2, "regions": 4}]
+    assert verify(tmp_path / "out").problems == ()
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+PART = PackPart(repository="org/pack", version="1.0.0", revision="a" * 40, filters={"regions": ("mouth",)})
+
+
+@pytest.mark.parametrize("left_out", [(), ("preview",), ("effect", "image", "latent", "mask", "preview")])
+def test_a_part_holds_only_what_its_directions_need(source: Path, tmp_path: Path, left_out: tuple[str, ...]) -> None:
+    with Catalog.open(source) as catalog:
+        first = catalog.images().column("image_id")[0].as_py()
+        keep = catalog.select(region="mouth", kind="local", image_id=first)
+        select_into(catalog, tmp_path / "out", keep, left_out, PART)
+        with Catalog.open(tmp_path / "out") as own:
+            ids = [key.decode() for key in catalog.ids()[keep]]
+            assert [key.decode() for key in own.ids()] == ids
+            assert own.rows(ids) == catalog.rows(ids)
+            assert np.array_equal(own.vectors(ids, "x"), catalog.vectors(ids, "x"))
+            assert [key.decode() for key in own.ids("images")] == [first]
+            assert own.regions().column("region").to_pylist() == ["mouth"]
+            assert own.manifest.left_out == left_out
+            assert own.manifest.part == PART
+            assert (own.manifest.failed_images, own.manifest.pictures) == ({}, {})
+    build_indexes(tmp_path / "out")
+    assert verify(tmp_path / "out").problems == ()
+
+
+def test_columns_are_left_out_of_a_selection_and_stay_left_out(source: Path, tmp_path: Path) -> None:
+    with Catalog.open(source) as catalog:
+        keep = np.ones(len(catalog.ids()), dtype=bool)
+        select_into(catalog, tmp_path / "one", keep, ("preview",))
+    with Catalog.open(tmp_path / "one") as catalog:
+        select_into(catalog, tmp_path / "two", keep, ("latent",))
+        assert chunks(tmp_path / "one") == chunks(tmp_path / "two") == chunks(source)
+    with Catalog.open(tmp_path / "two") as catalog:
+        assert catalog.manifest.left_out == ("latent", "preview")
+        with pytest.raises(NotFoundError, match="left out"):
+            catalog.preview(catalog.ids()[0].decode())
+    assert verify(tmp_path / "two").problems == ()
+
+
+def test_of_a_shard_only_row_groups_with_rows_that_stay_are_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.schema.ROW_GROUP", 4)
+    compact(source)
+    read: list[int | None] = []
+    real = Catalog._read
+
+    def noted(self: Catalog, path: str, group: int | None, columns: Sequence[str]) -> pa.Table:
+        if "preview" in columns and path.startswith("directions"):
+            read.append(group)
+        return real(self, path, group, columns)
+
+    monkeypatch.setattr(Catalog, "_read", noted)
+    with Catalog.open(source) as catalog:
+        keep = catalog.select(space="h", region="hair")
+        select_into(catalog, tmp_path / "out", keep, (), PART)
+        groups = catalog.manifest.rows("directions") // 4
+    assert None not in read
+    assert 0 < len(read) < groups / 2

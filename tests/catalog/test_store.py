@@ -217,6 +217,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (caused(OSError(errno.EIO, "please reduce"), Answer(503, "Unheard")), StoreError),
         (caused(PermissionError("expired"), Answer(400, "ExpiredToken")), InputError),
         (Answer(403, "InvalidAccessKeyId"), InputError),
+        (caused(OSError(errno.EINVAL, "Bad Request"), Answer(400, "400")), InputError),  # of HeadObject: no body
+        (Answer(403, "RequestTimeTooSkewed"), InputError),
         (NoCredentialsError("Unable to locate credentials"), InputError),
         (PermissionError(errno.EACCES, "denied"), InputError),
         (OSError(errno.ENOSPC, "full"), CatalogError),
@@ -227,6 +229,12 @@ def caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_what_may_pass_and_what_people_must_mend_are_told_apart(error: Exception, kind: type[RhumbError]) -> None:
     assert type(clear_error("s3://bucket/name", error)) is kind
+
+
+def test_a_bad_request_without_a_reason_is_told_as_what_s3_means_by_it() -> None:
+    told = str(clear_error("s3://bucket/name", caused(OSError(errno.EINVAL, "Bad Request"), Answer(400, "400"))))
+    assert "credentials missing or expired" in told
+    assert "Renew them" in told
 
 
 def test_no_secret_is_in_an_error_or_in_what_caused_it(distant: Any, monkeypatch: pytest.MonkeyPatch) -> None:

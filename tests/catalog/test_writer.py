@@ -13,6 +13,7 @@ import pytest
 
 from catalog import manifest as manifests
 from catalog.codecs import Float16Spec
+from catalog.deposits import Target, write_deposit
 from catalog.pictures import encode_png
 from catalog.reader import Catalog
 from catalog.records import Chunk, DirectionRecord
@@ -477,3 +478,29 @@ def test_a_damaged_file_is_repaired_by_storing_the_same_again(tmp_path: Path) ->
 
 
 SHEET = np.full((2, 2, 3), 9, np.uint8)
+
+
+@pytest.mark.parametrize("place", ["file/c", "n" * 300, "/proc/c", "/sys/c", "loop/c"])
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"folder: found .*--out"):
+        CatalogWriter.create(tmp_path / place, provenance())
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_file_system_that_became_read_only_is_one_clear_error_and_the_former_version_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with CatalogWriter.create(tmp_path / "c", provenance()) as writer:
+        target = Target.of(writer.manifest)
+        monkeypatch.setattr("catalog.transaction.write_flushed_by", refuse)
+        with pytest.raises(InputError, match=os.strerror(number)):
+            writer.commit(chunk_of("a", 1))
+        monkeypatch.setattr("catalog.deposits.write_flushed_by", refuse)
+        with pytest.raises(InputError, match=os.strerror(number)):  # a worker
+            write_deposit(writer.store, "job", "work", chunk_of("a", 1), target)
+    assert verify(tmp_path / "c").problems == ()

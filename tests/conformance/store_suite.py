@@ -35,6 +35,35 @@ class StoreSuite:
         assert store.list("images") == ["images/a", "images/b"]
         assert store.read("images/a") == store.read("images/b") == store.read(".incoming/job/work/a") == b"new"
 
+    def test_a_piece_is_what_was_asked_for_or_an_error(self, store: Store) -> None:
+        store.replace("directions/one", b"0123456789")
+        assert store.read_range("directions/one", 3, 4) == b"3456"
+        assert store.read_range("directions/one", 10, 0) == b""
+        with pytest.raises(CatalogError, match="directions/one.*expected 4 bytes"):
+            store.read_range("directions/one", 8, 4)
+        with pytest.raises(NotFoundError):
+            store.read_range("directions/two", 0, 4)
+
+    def test_what_is_kept_is_compared_and_has_second_names(self, store: Store, tmp_path: Path) -> None:
+        source = tmp_path / "shard"
+        source.write_bytes(b"rows")
+        sha256 = hashlib.sha256(b"rows").hexdigest()
+        store.keep(f"blobs/{sha256}", source, sha256)
+        store.keep("blobs/again", b"rows", sha256)
+        assert source.read_bytes() == store.read("blobs/again") == b"rows"
+        for _ in range(2):
+            store.link([(f"blobs/{sha256}", "snapshots/a/one"), ("blobs/again", "snapshots/b/two")])
+        assert store.read("snapshots/a/one") == store.read("snapshots/b/two") == b"rows"
+        with pytest.raises(CatalogError, match="changed while being copied"):
+            store.keep("blobs/other", source, "0" * 64)
+        assert len(store.list()) == 4
+
+    def test_folders_are_named_without_what_is_below_or_hidden(self, store: Store) -> None:
+        for name in ("a/b/c/d", "a/e", "a/.hidden/f", "a/g/h"):
+            store.replace(name, b"x")
+        assert store.folders("a") == ["b", "g"]
+        assert store.folders("x") == []
+
     def test_of_many_who_create_one_file_one_succeeds_and_may_say_so_twice(self, store: Store) -> None:
         with ThreadPoolExecutor(8) as pool:
             won = list(pool.map(lambda i: store.put_if_absent("v/1.json", b"%d" % i), range(8)))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catalog.hub import publish
 from catalog.index import build_indexes
 from catalog.writer import CatalogWriter
 from flows.cli import main
@@ -60,8 +59,10 @@ def test_diff_tells_what_a_later_catalog_adds_and_ends_with_1(
 
 
 def test_a_published_version_is_compared_by_its_name(catalogs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(catalogs / "both", "org/pack", "1.0.0", catalogs / "hub")
-    pack = f"{catalogs}/hub/org/pack@1.0.0"
+    repository = f"{catalogs}/hub/org/pack"
+    assert main(["publish", str(catalogs / "both"), repository, "--version", "1.0.0", "--licence", "cc0-1.0"]) == 0
+    capsys.readouterr()
+    pack = f"{repository}@1.0.0"
     assert told(capsys, "catalog", "diff", catalogs / "both", pack)["same"]
     assert told(capsys, "catalog", "info", pack)["pack"] == "org/pack 1.0.0"
     assert main(["catalog", "info", f"{catalogs}/hub/org/pack@2.0.0"]) == 2

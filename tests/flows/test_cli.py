@@ -55,8 +55,8 @@ def test_every_command_that_answers_can_answer_in_json() -> None:
     parser = build_parser()
     text = parser.format_help()
     commands = (
-        "demo mine index directions similar homogeneity concepts transfer edit publish pull verify status report "
-        "inspect train"
+        "demo mine index directions similar homogeneity concepts transfer edit publish pull search outdated diff "
+        "verify status report inspect train"
     )
     for name in commands.split():
         assert name in text
@@ -456,7 +456,7 @@ COMMANDS = {
     ),
     "no model there": ("report {c} --out {w}/report --model {w}/none", "expected an existing model folder"),
     "version": ("publish {c} {w}/hub/org/pack --version v1", "a semantic version"),
-    "repository": ("publish {c} pack --version 1.0.0", "a path HUB/ORG/NAME"),
+    "repository": ("publish {c} pack --version 1.0.0", "ORG/NAME for the Hugging Face Hub, or HUB/ORG/NAME"),
     "nothing published": ("pull {w}/hub/org/pack --version 1.0.0 --out {w}/pulled", "no such version"),
     "limit": ("demo --out {w}/demo --limit 0", "--limit: found 0; expected at least 1"),
     "other things": ("demo --out {w}", "expected a new folder or one of an earlier demo"),

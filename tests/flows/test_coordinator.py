@@ -16,14 +16,17 @@ import pytest
 from PIL import Image
 
 import flows.coordinator
+import flows.image_errors
 import flows.miner
 import flows.transient
 from catalog.deposits import folder_of, whole_deposits
 from catalog.reader import Catalog
-from catalog.store import LocalStore
+from catalog.store import LocalStore, StoreError
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
 from flows.datasets.dataset import Dataset, load_dataset
+from flows.datasets.folder import FolderSource
+from flows.image_errors import RunError
 from flows.miner import MiningReport
 from flows.mining import mine
 from flows.opening import open_model
@@ -304,8 +307,10 @@ def test_what_ends_a_worker_is_raised_and_what_was_mined_before_is_kept(bench: B
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(RuntimeError("out of memory"), "RuntimeError: out of memory"), (ArithmeticError("nan"), "ArithmeticError: nan")],
-)
+    [(RuntimeError("out of memory"), "RuntimeError: out of memory"), (ArithmeticError("nan"), "ArithmeticError: nan"),
+     (MemoryError("big"), "MemoryError: big"), (IndexError("7"), "IndexError: 7"),
+     (OSError(5, "Input/output error"), "OSError: [Errno 5] Input/output error")],
+)  # fmt: skip
 def test_a_poisoned_image_fails_alone(error: Exception, reason: str, bench: Bench, mined: list[int]) -> None:
     out = bench.folder / "out"
     report = mine_with(bench, out, 2, raising(error))
@@ -313,6 +318,48 @@ def test_a_poisoned_image_fails_alone(error: Exception, reason: str, bench: Benc
     assert count(out) == IMAGES - 1
     assert verify(out).ok
     assert bench.mine(out).images == 1
+
+
+def test_what_makes_all_images_fail_ends_the_run_with_one_clear_error_and_keeps_what_was_mined(
+    bench: Bench, mined: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = bench.folder / "out"
+    monkeypatch.setattr(flows.image_errors, "ALIKE", 3)
+    real = flows.miner.mine_image
+
+    def broken(*asked: Any) -> Any:
+        if len(mined) >= 2:
+            raise TypeError("an argument too many")
+        return real(*asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.miner, "mine_image", broken)
+        with pytest.raises(RunError, match="3 in a row that failed alike, by TypeError: an argument too many"):
+            bench.mine(out)
+    assert (count(out), verify(out).ok) == (2, True)
+    assert bench.mine(out).images == IMAGES - 2
+
+
+def test_a_lost_connection_while_an_image_is_mined_is_tried_again_and_the_image_is_mined(
+    bench: Bench, mined: list[int], impatient: list[float]
+) -> None:
+    report = mine_with(bench, bench.folder / "out", 3, raising(ConnectionResetError("reset by peer")))
+    assert (report.images, report.failed, impatient) == (IMAGES, {}, [1.0])
+
+
+def test_a_picture_that_cannot_be_read_for_whatever_reason_fails_alone(
+    bench: Bench, mined: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FolderSource.read
+
+    def reading(self: FolderSource, key: str, parts: Any) -> Any:
+        if key == "d.png":
+            raise OSError(5, "Input/output error")
+        return real(self, key, parts)
+
+    monkeypatch.setattr(FolderSource, "read", reading)
+    report = bench.mine(bench.folder / "out")
+    assert (report.images, report.failed) == (IMAGES - 1, {"d.png": "OSError: [Errno 5] Input/output error"})
 
 
 def test_an_image_that_takes_longer_than_it_may_fails_alone_with_that_reason(bench: Bench, mined: list[int]) -> None:
@@ -324,6 +371,22 @@ def test_an_image_that_takes_longer_than_it_may_fails_alone_with_that_reason(ben
     assert report.images == IMAGES - 1
     assert report.failed == {"c.png": "TookTooLongError: longer than the 0.5 s it may take"}
     assert bench.mine(bench.folder / "out").images == 1
+
+
+def test_a_picture_whose_reading_takes_longer_than_it_may_fails_alone(
+    bench: Bench, mined: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FolderSource.read
+
+    def endless(self: FolderSource, key: str, parts: Any) -> Any:
+        while key == "d.png":
+            pass
+        return real(self, key, parts)
+
+    monkeypatch.setattr(FolderSource, "read", endless)
+    report = bench.mine(bench.folder / "out", image_timeout=0.4)
+    assert (report.images, list(report.failed)) == (IMAGES - 1, ["d.png"])
+    assert "longer than the 0.4 s" in report.failed["d.png"]
 
 
 def mine_with(bench: Bench, out: Path, number: int, happen: Callable[[], None], **settings: Any) -> MiningReport:
@@ -498,3 +561,130 @@ def test_credentials_that_expire_half_way_lose_nothing(
     bench.mine(distant)
     assert len(mined) <= IMAGES + 2  # at most the chunk in hand is mined again
     check(bench.folder / "store", whole)
+
+
+class Away:
+    """A store whose commits find no answer from one call to another; `asked` counts all calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first: int, last: int) -> None:
+        self.asked, real = 0, CatalogWriter.adopt
+
+        def adopt(writer: CatalogWriter, *asked: Any) -> Any:
+            self.asked += 1
+            if first <= self.asked <= last:
+                raise StoreError("store", "no answer", "one")
+            return real(writer, *asked)
+
+        monkeypatch.setattr(CatalogWriter, "adopt", adopt)
+
+
+def test_commits_are_put_off_for_longer_and_longer_while_the_store_is_away_which_is_told_once(
+    bench: Bench,
+    mined: list[int],
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    now, tried = 0.0, list[float]()
+
+    def beating(desk: Desk, works: Iterable[Work]) -> Iterator[None]:
+        nonlocal now
+        for work in works:
+            desk.do(work)
+            for _ in range(40):
+                before = away.asked
+                now += 1.0
+                yield
+                tried.extend([now] if away.asked != before and away.asked > 1 else [])
+
+    away = Away(monkeypatch, 2, 5)
+    monkeypatch.setattr(flows.coordinator, "time", SimpleNamespace(monotonic=lambda: now))
+    with caplog.at_level("INFO", "rhumb"):
+        report = bench.mine(bench.folder / "out", beating)
+    assert (report.images, len(mined)) == (IMAGES, IMAGES)
+    assert np.diff(tried[:5]).tolist() == [1.0, 2.0, 4.0, 8.0]
+    told = [getattr(record, "rhumb_event", "") for record in caplog.records]
+    assert (told.count("store away"), told.count("store back")) == (1, 1)
+    assert capfd.readouterr().err.count("commits are put off") == 1
+    check(bench.folder / "out", whole)
+
+
+def all_at_once(desk: Desk, works: Iterable[Work]) -> Iterator[None]:
+    """A runner that never beats."""
+    for work in list(works):
+        desk.do(work)
+    yield from ()
+
+
+def test_the_last_commit_waits_for_a_store_for_minutes_and_not_for_ever(
+    bench: Bench, mined: list[int], impatient: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        Away(patch, 1, 6)
+        assert bench.mine(bench.folder / "out", all_at_once).images == IMAGES
+    assert impatient == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    with monkeypatch.context() as patch:
+        Away(patch, 1, 99)
+        with pytest.raises(StoreError):
+            bench.mine(bench.folder / "other", all_at_once)
+    assert 120 < sum(impatient[6:]) < 600
+    mined.clear()
+    assert (bench.mine(bench.folder / "other").already_done, mined) == (IMAGES, [])
+
+
+def test_what_is_wrong_with_a_store_for_good_ends_the_run_at_once(
+    bench: Bench, mined: list[int], impatient: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise CatalogError("store", "no space left", "room for the new files")
+
+    monkeypatch.setattr(CatalogWriter, "adopt", full)
+    with pytest.raises(CatalogError, match="no space left"):
+        bench.mine(bench.folder / "out")
+    assert (len(mined), impatient) == (2, [])
+
+
+def test_what_was_committed_without_an_answer_is_counted_once(
+    bench: Bench, mined: list[int], whole: dict[str, bytes], impatient: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lost = CatalogWriter.adopt, list[int]()
+
+    def adopt(writer: CatalogWriter, *asked: Any) -> Any:
+        if lost:
+            return real(writer, *asked)
+        lost.append(1)
+        with monkeypatch.context() as patch:
+            patch.setattr("catalog.writer.discard", lambda *_: None)
+            real(writer, *asked)
+        raise StoreError("store", "no answer", "one")
+
+    monkeypatch.setattr(CatalogWriter, "adopt", adopt)
+    report = bench.mine(bench.folder / "out", all_at_once)
+    assert (report.images, len(mined)) == (IMAGES, IMAGES)
+    check(bench.folder / "out", whole)
+
+
+def test_a_stop_asked_for_while_the_store_is_away_is_told_to_workers_once_it_is_back(
+    bench: Bench, mined: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, real, marked = StopRequest(), LocalStore.replace, list[bool]()
+
+    def replace(store: LocalStore, name: str, data: bytes) -> None:
+        if name.endswith("/stop"):
+            marked.append(len(marked) > 1)
+            if not marked[-1]:
+                raise StoreError("store", "no answer", "one")
+        real(store, name, data)
+
+    def stopping(desk: Desk, works: Iterable[Work]) -> Iterator[None]:
+        for work in works:
+            stop.ask()
+            while not desk.stopping():
+                yield
+            desk.do(work)
+
+    monkeypatch.setattr(LocalStore, "replace", replace)
+    with pytest.raises(Stopped):
+        bench.mine(bench.folder / "out", stopping, stop=stop)
+    assert (marked, mined) == ([False, False, True], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+import flows.datasets.huggingface
 from flows.datasets.contract import BrokenImageError, Source
 from flows.datasets.huggingface import HuggingFaceDataset
 from pipeline.errors import InputError
@@ -373,3 +375,84 @@ def test_a_revision_that_cannot_be_one_is_told(tmp_path: Path, revision: str) ->
 def test_a_single_file_is_told_its_own_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Say `kind: parquet`"):
         bare(parquet(tmp_path / "a.parquet", rows(1)))
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_stream_that_is_read_forwards_with_steps_back_reads_every_row_once(
+    keyed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"streaming": True, **({"key_column": "id"} if keyed else {})}
+    stream = source(folder(tmp_path / "faces", 24), **asked)
+    rows_read = counting_rows(monkeypatch)
+    keys = []
+    for number, key in enumerate(stream.keys()):  # as a coordinator lists, and its own desk reads after it
+        keys.append(key)
+        if number % 4 == 3:
+            assert all(np.array_equal(shown(stream, one), truth(int(one.split("-")[-1]))) for one in keys[-4:])
+    assert len(rows_read) == 24
+    worker = source(tmp_path / "faces", **asked)
+    rows_read.clear()
+    for first in (4, 0, 12, 8, 16):  # as works come to one of several
+        assert all(
+            np.array_equal(shown(worker, key), truth(first + n)) for n, key in enumerate(keys[first : first + 4])
+        )
+    assert len(rows_read) == 20
+
+
+def test_a_stream_starts_again_only_for_a_row_further_back_than_those_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.datasets.huggingface, "_KEPT", 4)
+    stream = source(folder(tmp_path / "faces", 12), streaming=True)
+    rows_read = counting_rows(monkeypatch)
+    for key, total in (("9", 10), ("6", 10), ("5", 16), ("5", 16), ("11", 22)):
+        assert np.array_equal(shown(stream, key), truth(int(key)))
+        assert len(rows_read) == total
+    for key in ("12", "x"):
+        with pytest.raises(BrokenImageError, match="has no"):
+            stream.read(key, [])
+    assert len(rows_read) == 22
+
+
+def test_a_stream_keeps_no_more_of_large_rows_than_a_chunk_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.datasets.huggingface, "_KEPT_BYTES", 1)
+    stream = source(folder(tmp_path / "faces", 24), streaming=True)
+    rows_read = counting_rows(monkeypatch)
+    shown(stream, "23")
+    shown(stream, "8")
+    assert len(rows_read) == 24
+    shown(stream, "7")
+    assert len(rows_read) == 32
+
+
+def test_a_stream_that_broke_or_was_broken_off_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = source(folder(tmp_path / "faces", 6), streaming=True)
+    shown(stream, "1")
+    real = datasets.IterableDataset.__iter__
+
+    def breaks(self: datasets.IterableDataset) -> Any:
+        yield from itertools.islice(real(self), 3)
+        raise ConnectionError("ended")
+
+    stream.reset()
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.IterableDataset, "__iter__", breaks)
+        with pytest.raises(InputError, match="Run it again"):
+            stream.read("4", [])
+    assert np.array_equal(shown(stream, "4"), truth(4))
+
+
+def counting_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every row that a stream gives."""
+    found: list[int] = []
+    real = datasets.IterableDataset.__iter__
+
+    def counted(self: datasets.IterableDataset) -> Any:
+        for row in real(self):
+            found.append(1)
+            yield row
+
+    monkeypatch.setattr(datasets.IterableDataset, "__iter__", counted)
+    return found

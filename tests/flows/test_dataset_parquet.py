@@ -353,3 +353,28 @@ def test_a_file_that_was_replaced_by_a_shorter_one_breaks_the_rows_that_are_gone
     with pytest.raises(BrokenImageError, match="row 3 is not there"):
         table.read("3", [])
     assert np.array_equal(shown(table, "1"), truth(1))
+
+
+class OverError(BaseException):
+    """What ends a read wherever it is."""
+
+
+def broken_off(batches: Any) -> Any:
+    next(batches)
+    raise OverError
+    yield
+
+
+def test_after_a_read_that_was_broken_off_rows_are_right_again(tmp_path: Path) -> None:
+    batch = flows.datasets.parquet.BATCH
+    table = source(parquet(tmp_path / "faces.parquet", rows(2 * batch + 4)))
+    assert np.array_equal(shown(table, "0"), truth(0))
+    assert isinstance(table, flows.datasets.parquet.ParquetSource) and table._at is not None
+    batches = table._at._batches
+    table._at._batches = broken_off(batches)
+    with pytest.raises(OverError):
+        table.read(f"{batch}", [])
+    table._at._batches = batches  # which is a batch further than the source knows
+    table.reset()
+    for seed in (batch, 2 * batch, 0):
+        assert np.array_equal(shown(table, f"{seed}"), truth(seed))

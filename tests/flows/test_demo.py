@@ -88,8 +88,9 @@ def test_a_strangers_grey_noise_predicting_model_and_photographs_go_all_the_way(
     ids = tiny.direction_ids(out / "pulled", kind=["local", "individual"])
     picture = tmp_path / "photos" / "d.png"
     directions = [part for key in ids[:2] for part in ("--direction", f"{key}=1.5")]
-    assert tiny.run("edit", out / "pulled", "--image", picture, *directions, "--out", tmp_path / "edited.png") == 0
-    assert tiny.run("transfer", out / "pulled", "--image", picture, "--region", "eye") == 0
+    at = ("--image", picture, "--model", model)  # where it lies here, a pack does not tell
+    assert tiny.run("edit", out / "pulled", *at, *directions, "--out", tmp_path / "edited.png") == 0
+    assert tiny.run("transfer", out / "pulled", *at, "--region", "eye") == 0
     assert tiny.run("similar", out / "pulled", ids[0]) == 0
     assert (out / "report" / "contact-sheet.png").stat().st_size > 0
     assert (tmp_path / "edited.png").is_file()

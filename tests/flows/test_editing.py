@@ -17,7 +17,8 @@ from catalog.concept_building import build_concepts
 from catalog.concepts import load_concepts
 from catalog.reader import Catalog
 from catalog.writer import CatalogWriter
-from flows.editing import edit_picture, load_picture, model_of, parse_directions, recipe_of, region_mask
+from flows.edit_settings import recipe_of
+from flows.editing import edit_picture, load_picture, model_of, parse_directions, region_mask
 from pipeline.editing import Edit
 from pipeline.errors import InputError, ModelError, NotFoundError
 from pipeline.models.contract import Denoiser

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import flows.miner
-from catalog import hub
 from catalog.reader import Catalog
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
@@ -20,6 +19,7 @@ from flows.publishing import last_published
 from pipeline.mining import MinedImage, MiningSettings
 from pipeline.models.contract import Denoiser
 from pipeline.operators import Products
+from tests.catalog.local_hub import snapshot, versions
 from tests.flows import tiny
 
 COUNT = 8  # as many as are needed to compare medians
@@ -87,12 +87,12 @@ def test_a_catalog_that_was_mined_worse_is_published_only_with_override_and_the_
     code, said = publish(capsys, worse, repository, "1.1.0")
     assert code == 2
     assert "PSNR: median" in said and "residual of eye x singular: median" in said and "--override" in said
-    assert hub.list_versions(str(repository)) == ["1.0.0"]
+    assert versions(repository) == ["1.0.0"]
     code, said = publish(capsys, worse, repository, "1.1.0", "--override")
     assert code == 0
     assert "published although worse: round-trip PSNR" in said
-    card = (hub.find_snapshot(str(repository), "1.1.0") / "README.md").read_text()
-    assert "About this version" in card and "although worse than 1.0.0: round-trip PSNR" in card
+    card = (snapshot(repository, "1.1.0") / "README.md").read_text()
+    assert "although worse than 1.0.0: round-trip PSNR" in card
     assert publish(capsys, good, repository, "1.2.0")[0] == 0  # better again
     record = last_published(good)
     assert record is not None and (record.version, record.place) == ("1.2.0", str(repository))
@@ -112,7 +112,7 @@ def test_rejected_directions_are_kept_out_of_the_pack_counted_and_explained(
         code, said = publish(capsys, good, repository, "1.0.0")
         assert code == 0
         assert "left out: " in said and "leakage / gain above" in said
-        pack = hub.find_snapshot(str(repository), "1.0.0")
+        pack = snapshot(repository, "1.0.0")
         assert verify(pack).ok
         with Catalog.open(pack) as opened:
             assert 0 < len(opened.ids()) < len(before)
@@ -137,7 +137,7 @@ def test_gates_that_leave_nothing_publish_nothing(good: Path, tmp_path: Path, ca
         with CatalogWriter.open(good) as writer:
             adopt_gates(writer, Gates(psnr=500))
         code, said = publish(capsys, good, tmp_path / "hub" / "org" / "none", "1.0.0")
-        assert (code, hub.list_versions(str(tmp_path / "hub" / "org" / "none"))) == (2, [])
+        assert (code, versions(tmp_path / "hub" / "org" / "none")) == (2, [])
         assert "no directions" in said
     finally:
         with CatalogWriter.open(good) as writer:
@@ -145,7 +145,7 @@ def test_gates_that_leave_nothing_publish_nothing(good: Path, tmp_path: Path, ca
 
 
 def test_what_a_killed_publication_left_is_removed_by_the_next(good: Path, tmp_path: Path, capsys: Capture) -> None:
-    left = good / ".run" / "selection-4194304999"
+    left = good / ".run" / "publication-0123456789abcdef" / "selection"
     left.mkdir(parents=True)
     try:
         with CatalogWriter.open(good) as writer:

@@ -81,5 +81,6 @@ def test_the_attribute_reader_goes_by_the_size_of_pictures_and_not_of_latents(
         manifest=SimpleNamespace(provenance=provenance),
         images=lambda: pa.table({"image_id": ["a"]}),
         image=lambda image_id: np.zeros((side, side, 3), np.uint8),
+        lacks=lambda column: False,
     )
     assert (_reader_for(catalog) is not None) == known

@@ -90,9 +90,21 @@ def test_what_gates_keep_out_of_packs_is_counted_and_explained(catalog: Path, ca
     assert document["rejected"]["reasons"] == {"round trip below 500 dB": document["directions"]}
 
 
+def changed(key: str, value: object) -> Callable[[Path], object]:
+    """What puts another value under a key of a file."""
+    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+
 @pytest.mark.parametrize(
-    "damage", [lambda p: p.write_text("{"), lambda p: p.unlink(), lambda p: p.write_bytes(b"\xff")]
-)
+    "damage",
+    [
+        lambda p: p.write_text("{"), lambda p: p.unlink(), lambda p: p.write_bytes(b"\xff"),
+        lambda p: p.write_text(p.read_text()[:200]), lambda p: p.write_text("[" * 100_000),
+        changed("updated", "x026-01-01T00:00:00+00:00"), changed("updated", "2026-01-01T00:00:00"),
+        changed("started", ""), changed("updated", "2026-13-41T00:00:00+00:00"), changed("updated", None),
+        changed("pid", -1), changed("pid", 0), changed("seconds", "Infinity"), changed("quality", {"psnr": 3}),
+    ],
+)  # fmt: skip
 def test_a_catalog_without_a_readable_run_says_what_it_holds(
     catalog: Path, capsys: Capture, damage: Callable[[Path], object]
 ) -> None:

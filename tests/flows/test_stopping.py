@@ -91,6 +91,14 @@ def test_a_second_signal_ends_the_command_at_once_and_a_rerun_finishes(
     assert not (world / "catalog" / ".incoming").exists()
 
 
+def test_the_same_wish_told_twice_as_to_a_group_and_by_a_parent_still_finishes_what_is_in_hand() -> None:
+    request, told = StopRequest(), list[str]()
+    with stop_on_signals(request, told.append):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (request.asked, len(told)) == (True, 1)
+
+
 def test_who_is_told_of_a_stop_is_told_once() -> None:
     told: list[int] = []
     request = StopRequest()

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from flows.time_limit import TookTooLongError, limited
+import flows.time_limit
+from flows.time_limit import BrokenOffError, TookTooLongError, limited
 
 
 def busy(seconds: float) -> None:
@@ -85,3 +86,47 @@ def test_an_end_that_is_lost_on_the_way_neither_hangs_nor_comes_later() -> None:
         swallowing = Swallowing()
         del swallowing
     busy(0.02)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that was asked for is heard of, and has its effect, within a tenth of a second."""
+    monkeypatch.setattr(flows.time_limit, "POLL", 0.02)
+    monkeypatch.setattr(flows.time_limit, "GRACE", 0.1)
+
+
+@pytest.mark.parametrize("seconds", [None, 30.0])
+def test_work_that_goes_on_long_after_a_stop_was_asked_is_broken_off_which_is_no_failure(
+    soon: None, seconds: float | None
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(BrokenOffError), limited(seconds, lambda: time.monotonic() > begun + 0.1):
+        busy(20)
+    assert 0.2 <= time.monotonic() - begun < 5
+    assert not issubclass(BrokenOffError, RuntimeError)
+
+
+def test_work_that_ends_soon_after_a_stop_was_asked_is_finished(soon: None) -> None:
+    with limited(None, lambda: True):
+        busy(0.05)
+    busy(0.2)
+
+
+def test_a_stop_that_nobody_asks_for_or_can_ask_about_ends_nothing(soon: None) -> None:
+    def unreachable() -> bool:
+        raise ConnectionError
+
+    for stopping in (lambda: False, unreachable):
+        with limited(None, stopping):
+            busy(0.2)
+
+
+def test_a_store_that_does_not_answer_does_not_hold_up_the_limit_of_an_image(soon: None) -> None:
+    def stalling() -> bool:
+        time.sleep(3)
+        return False
+
+    begun = time.monotonic()
+    with pytest.raises(TookTooLongError), limited(0.2, stalling):
+        busy(20)
+    assert time.monotonic() - begun < 2

@@ -13,7 +13,8 @@ from PIL import Image
 import flows.transferring
 from catalog.lookup import Transfer
 from catalog.reader import Catalog
-from flows.editing import edit_picture, load_picture, model_of, recipe_of
+from flows.edit_settings import recipe_of
+from flows.editing import edit_picture, load_picture, model_of
 from flows.transfer_sheet import transfer_sheet
 from flows.transferring import Ask, TransferDone, as_document, find_transfers, moved_candidates
 from pipeline.editing import invert_pictures

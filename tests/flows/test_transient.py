@@ -7,7 +7,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import httpx
+import httpx2
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 import flows.transient
 from catalog.store import StoreError
@@ -37,10 +39,12 @@ PASSING = [
     ConnectionResetError(errno.ECONNRESET, ""), TimeoutError(), httpx.ReadTimeout("", request=REQUEST), answered(429),
     answered(503), StoreError("store", "busy", "an answer"), of_name("EndpointConnectionError"),
     caused(answered(502)), caused(caused(TimeoutError())),
+    httpx2.ConnectError(""), httpx2.PoolTimeout(""), httpx2.RemoteProtocolError(""), caused(httpx2.ReadError("")),
 ]  # fmt: skip
 LASTING = [
     answered(404), answered(401), FileNotFoundError(), OSError(errno.ENOSPC, ""), InputError("x", 1, "2"),
     ValueError("429"), MemoryError(), RuntimeError("out of memory"), KeyboardInterrupt(), PermissionError(),
+    OfflineModeIsEnabled(), caused(OfflineModeIsEnabled()), httpx2.InvalidURL(""),
 ]  # fmt: skip
 
 

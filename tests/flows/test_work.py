@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 import flows.miner
+import flows.time_limit
 import flows.work
 from catalog.deposits import Target, has_deposit, read_deposit
 from catalog.writer import CatalogWriter
 from flows.datasets.dataset import Dataset, load_dataset
+from flows.image_errors import DeviceLostError
 from flows.miner import Miner
 from flows.mining import provenance
 from flows.opening import open_model
@@ -161,12 +163,16 @@ def test_a_process_opens_a_model_once_for_a_job_and_again_for_another(
     assert len(opened) == 2
 
 
-def test_a_desk_that_is_open_already_is_used(desk: Desk, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_desk_that_is_open_already_lends_its_model_and_not_its_data_which_another_thread_reads(
+    desk: Desk, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(flows.work, "open_model", None)
     keep(desk)
     do_batch(desk.job, [work])
     assert has_deposit(desk.store, desk.job.job_id, work.work_id)
-    assert desk_of(desk.job) is desk
+    kept = desk_of(desk.job)
+    assert kept.miner is desk.miner
+    assert kept.data.source is not desk.data.source
 
 
 def test_work_that_is_given_up_leaves_its_images_as_failed_with_the_reason(
@@ -176,3 +182,82 @@ def test_work_that_is_given_up_leaves_its_images_as_failed_with_the_reason(
     deposit = read_deposit(desk.store, desk.job.job_id, Work(work.items[1:2]).work_id)
     assert (mined, dict(deposit.images), deposit.note["failed"]) == ([], {}, {"b.jpg": "the process died"})
     assert [one.reason for one in deposit.failed.values()] == ["the process died"]
+
+
+def test_a_worker_that_stays_mines_images_that_were_added_for_the_next_run_with_the_model_it_has(
+    job: Job, work: Work, world: Path, mined: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_batch(replace(job, run="first"), [work])
+    monkeypatch.setattr(flows.work, "open_model", None)
+    tiny.photograph(9, (20, 20)).save(world / "photos" / "new.png")
+    tiny.box((20, 20), tiny.BOXES["mouth"]).save(world / "masks" / "new_mouth.png")
+    recipe = load_recipe(world / "recipe.yaml")
+    (new,) = (item for item in load_dataset(recipe, (3, 16, 16)) if item.source == "new.png")
+    later = Work((("new.png", new.image_id),))
+    do_batch(replace(job, recipe=recipe, run="second"), [later])
+    deposit = read_deposit(desk_of(replace(job, run="second")).store, job.job_id, later.work_id)
+    assert (list(deposit.images), dict(deposit.failed), len(mined)) == ([new.image_id], {}, 4)
+
+
+class EndedError(BaseException):
+    """In place of the end of this process."""
+
+
+def test_a_worker_whose_gpu_is_gone_ends_and_a_coordinator_raises(
+    desk: Desk, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> None:
+        raise DeviceLostError("device", "cuda:0", "a GPU")
+
+    def end(code: int) -> None:
+        raise EndedError(code)
+
+    monkeypatch.setattr(Miner, "mine", lost)
+    monkeypatch.setattr("os._exit", end)
+    keep(desk)
+    with pytest.raises(DeviceLostError):
+        do_batch(desk.job, [work])
+    monkeypatch.setattr(flows.work, "_desk", None)
+    with pytest.raises(EndedError):
+        do_batch(desk.job, [work])
+
+
+def test_a_worker_whose_image_goes_on_for_long_after_a_stop_leaves_what_it_has_finished(
+    desk: Desk, work: Work, mined: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.time_limit, "GRACE", 0.2)
+    monkeypatch.setattr(flows.time_limit, "POLL", 0.05)
+    real = flows.miner.mine_image
+
+    def endless(*asked: Any) -> Any:
+        found = real(*asked)
+        if len(mined) == 2:
+            desk.store.replace(stop_marker(desk.job.job_id), b"")
+            while True:
+                pass
+        return found
+
+    monkeypatch.setattr(flows.miner, "mine_image", endless)
+    desk.do(work)
+    deposit = read_deposit(desk.store, desk.job.job_id, work.work_id)
+    assert (list(deposit.images), dict(deposit.failed)) == ([work.items[0][1]], {})
+    assert deposit.note["images"] == 1
+
+
+def test_reading_an_image_counts_against_its_time_and_leaves_the_others_right(
+    job: Job, work: Work, mined: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = desk_of(replace(job, image_timeout=0.3))
+    real, resets = desk.data.source.read, []
+
+    def endless(key: str, parts: Any) -> Any:
+        while key == "b.jpg":
+            pass
+        return real(key, parts)
+
+    monkeypatch.setattr(desk.data.source, "read", endless)
+    monkeypatch.setattr(desk.data.source, "reset", lambda: resets.append(1))
+    desk.do(work)
+    deposit = read_deposit(desk.store, desk.job.job_id, work.work_id)
+    assert (len(deposit.images), len(mined), resets) == (2, 2, [1])
+    assert [one.reason for one in deposit.failed.values()] == ["TookTooLongError: longer than the 0.3 s it may take"]

@@ -78,6 +78,7 @@ def recipe(folder: Path, model: Path, **changes: Any) -> Path:
         "dataset": {"kind": "folder", "path": "photos", "masks": "masks"},
         "regions": list(REGIONS),
         "method": {**METHOD, **changes.pop("method", {})},
+        "licence": "cc0-1.0",
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**content, **changes}))

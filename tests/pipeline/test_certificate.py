@@ -47,6 +47,14 @@ def test_true_angles_stay_under_their_bounds(name: str, rank: int, tolerance: fl
             assert float(certificate.angle[i]) == pytest.approx(math.pi / 2)
 
 
+@pytest.mark.parametrize("copies", [2, 3, 4, 6])
+def test_no_bound_is_beyond_a_right_angle_however_little_is_proven_of_a_cluster(copies: int) -> None:
+    sigma = torch.tensor([*[1.0] * copies, 0.0], dtype=torch.float64)
+    for error in torch.linspace(0.0, 1.0, 500).tolist():
+        certificate = certify(sigma, torch.full_like(sigma, error), copies)
+        assert float(certificate.angle.min()) >= 0 and float(certificate.angle.max()) <= math.pi / 2
+
+
 @pytest.mark.parametrize("copies", [2, 3, 4, 6, 8])
 def test_every_copy_of_a_multiple_value_is_found_and_the_cluster_said(copies: int) -> None:
     spectrum = torch.cat([torch.ones(copies), 0.8 * 0.95 ** torch.arange(40)])

@@ -82,11 +82,11 @@ def test_a_flow_run_shows_progress_figures_and_at_last_its_report_with_the_conta
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size[0] > 300
     wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
     for _ in range(50):  # logs are sent in the background
-        logs = [log.message for log in client.read_logs(wanted)]
-        if "chunk committed: chunk c1" in logs:
+        events = [json.loads(log.message) for log in client.read_logs(wanted) if log.name == "rhumb"]
+        if events:
             break
         time.sleep(0.2)
-    assert "chunk committed: chunk c1" in logs
+    assert [(one["event"], one["level"], one["chunk"]) for one in events] == [("chunk committed", "warning", "c1")]
 
 
 def test_keys_are_made_of_any_name() -> None:

@@ -60,6 +60,23 @@ def test_a_schedule_is_set_replaced_and_taken_away(
     assert client.read_deployment_by_name(f"rhumb-refresh/{name_of(place)}").schedules == []
 
 
+def places_of(deployment: Any) -> list[str]:
+    return [deployment.parameters[name] for name in ("catalog", "repo")]
+
+
+def test_a_schedule_with_another_catalog_keeps_what_else_was_deployed(place: Path, client: SyncPrefectClient) -> None:
+    name, recipe = deployed(place, "--workers", "3"), place / "recipe.yaml"
+    assert tiny.run("schedule", recipe, "--cron", "0 3 * * *", "--out", place / "elsewhere") == 0
+    found = client.read_deployment_by_name(f"rhumb-refresh/{name}")
+    assert places_of(found) == [str(place / "elsewhere"), str(place / "hub/org/pack")]
+    assert (found.parameters["settings"]["runner"], found.parameters["settings"]["workers"]) == ("here", 3)
+    assert tiny.run("schedule", recipe, "--cron", "0 4 * * *", "--repo", place / "hub/org/other") == 0
+    found = client.read_deployment_by_name(f"rhumb-refresh/{name}")
+    assert places_of(found) == [str(place / "elsewhere"), str(place / "hub/org/other")]
+    assert found.parameters["settings"]["workers"] == 3
+    assert [getattr(one.schedule, "cron", None) for one in found.schedules] == ["0 4 * * *"]
+
+
 WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "cron": (("--cron", "0 3 * *"), "--cron: found '0 3 * *'"),
     "time zone": (("--cron", "0 3 * * *", "--timezone", "Mars"), "--timezone: found 'Mars'"),

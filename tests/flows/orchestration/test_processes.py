@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from flows.orchestration.processes import Process, _started
+from catalog.lease import born
+from flows.orchestration.processes import Process
 
 THIS = Process.this()
 
@@ -21,7 +22,7 @@ def test_the_calling_process_lives_and_survives_the_way_through_labels() -> None
 
 def test_a_killed_process_is_dead_before_and_after_it_is_buried() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    known = replace(THIS, pid=child.pid, started=_started(child.pid) or 0)
+    known = replace(THIS, pid=child.pid, started=int(born(child.pid) or 0))
     assert known.alive() is True
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and not buried

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import flows.miner
-from catalog import hub
+from catalog.hub.stores import StoreHub
 from catalog.reader import Catalog
 from catalog.verify import verify
 from flows.orchestration import refreshing
+from flows.orchestration.places import absolute
 from flows.orchestration.refreshing import generation_for, latest, refresh
 from flows.recipe import load_recipe
 from flows.run_settings import RunSettings
-from pipeline.errors import ConflictError, NotFoundError
+from pipeline.errors import BusyError, ConflictError, NotFoundError
+from tests.catalog import faulty, local_hub
 from tests.flows import tiny
 
 HERE = RunSettings(runner="here")
@@ -42,7 +45,7 @@ def grow(world: Path, name: str = "z") -> None:
 
 
 def versions(world: Path) -> list[str]:
-    return hub.list_versions(str(world / "hub/org/pack"))
+    return local_hub.versions(world / "hub/org/pack")
 
 
 def test_the_first_version_is_1_0_0_and_without_anything_new_there_is_no_other(world: Path) -> None:
@@ -62,7 +65,7 @@ def test_a_new_image_alone_is_mined_and_raises_the_minor_number(world: Path) -> 
     grow(world)
     done = refreshed(world)
     assert (done.images, done.already_done, done.version) == (1, 3, "1.1.0")
-    pack = hub.find_snapshot(str(world / "hub/org/pack"), "1.1.0")
+    pack = local_hub.snapshot(world / "hub/org/pack", "1.1.0")
     assert tiny.direction_ids(pack) == tiny.direction_ids(world / "catalog")
     with Catalog.open(pack) as opened:
         assert opened.images().num_rows == 4
@@ -98,7 +101,7 @@ def test_what_was_mined_and_not_published_is_published_by_the_next_refresh(
         raise OSError("the hub is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hub, "publish", dies)
+        patch.setattr(StoreHub, "publish", dies)
         with pytest.raises(OSError, match="away"):
             refreshed(world)
     assert versions(world) == []
@@ -140,6 +143,39 @@ def test_a_folder_that_holds_something_else_is_refused_and_stays(world: Path) ->
     with pytest.raises(ConflictError, match="other content"):
         refreshed(world)
     assert [entry.name for entry in (world / "catalog").iterdir()] == ["mine.txt"]
+
+
+def test_a_recipe_changed_while_its_refresh_is_going_waits_for_its_turn_and_is_published_last(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy: list[str] = []
+
+    def meanwhile(*asked: Any) -> Any:
+        with pytest.raises(BusyError, match=rf"another refresh \(process {os.getpid()}\)") as told:
+            refreshed(world, seed=5)
+        busy.append(str(told.value))
+        return tiny.quick_mine_image(*asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flows.miner, "mine_image", meanwhile)
+        assert refreshed(world).version == "1.0.0"
+    assert len(busy) == 3
+    assert versions(world) == ["1.0.0"]
+    assert not (world / "catalog-2").exists()
+    assert refreshed(world, seed=5).version == "2.0.0"
+
+
+def test_a_refresh_of_a_store_is_alone_on_its_machine_and_leaves_nothing_in_the_working_folder(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("RHUMB_CACHE", str(world / "cache"))
+    recipe, url = load_recipe(world / "recipe.yaml"), f"{faulty.FaultyFileSystem.protocol}://store"
+    before = {entry.name for entry in world.iterdir()}
+    with refreshing.alone(absolute(Path(url))), pytest.raises(BusyError, match="another refresh"):
+        refresh(recipe, Path(url), None, HERE)
+    assert refresh(recipe, Path(url), None, HERE).images == 3
+    assert {entry.name for entry in world.iterdir()} - before <= {"store", "cache"}
 
 
 def test_the_first_generation_needs_no_model_to_be_found(world: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Running
 
-from catalog import hub
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
-from flows.orchestration import stale
+from flows.orchestration import jobs, stale
 from flows.orchestration.jobs import BUSY
 from flows.orchestration.processes import Process
+from flows.watching.progress import Progress
+from tests.catalog import local_hub
 from tests.flows import tiny
 from tests.flows.orchestration.served import (
     MANY,
@@ -42,7 +44,7 @@ def state_of(run: FlowRun) -> tuple[str, str]:
 
 
 def versions(place: Path) -> list[str]:
-    return hub.list_versions(str(place / "hub/org/pack"))
+    return local_hub.versions(place / "hub/org/pack")
 
 
 @pytest.fixture
@@ -79,6 +81,8 @@ def test_a_worker_runs_a_deployment_and_its_page_has_artifacts(place: Path, clie
     assert run.name == f"mine {name}"
     assert stale.tag_of(str(place / "catalog")) in run.tags
     assert images(place / "catalog") == 2
+    events = [json.loads(line)["event"] for line in logs_of(client, run.id).splitlines() if line.startswith("{")]
+    assert (events[0], events[-1], "chunk done" in events) == ("run begun", "run ended", True)
     wanted = ArtifactFilter.model_validate({"flow_run_id": {"any_": [run.id]}})
     kinds = {artifact.type for artifact in client.read_artifacts(artifact_filter=wanted)}
     assert {"progress", "table", "markdown"} <= kinds
@@ -179,6 +183,30 @@ def test_only_runs_whose_process_is_known_to_be_dead_are_ended(sight: str, clien
     assert client.read_flow_run(own.id).state_type == "RUNNING"
     for left in (run, own):
         client.delete_flow_run(left.id)
+
+
+def test_a_server_that_was_away_is_told_later_that_a_run_holds_its_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    now = [0.0]
+
+    def hold(run: object, lock: str) -> None:
+        told.append(lock)
+        if len(told) == 1:
+            raise ConnectionError("away")
+
+    monkeypatch.setattr(jobs, "_run_id", lambda: None)
+    monkeypatch.setattr(jobs, "_end_stale_runs", lambda place, lock: None)
+    monkeypatch.setattr(stale, "hold", hold)
+    progress = Progress(None, "/held-2")
+    page = jobs.Page("/held", lambda: now[0])
+    with pytest.raises(ConnectionError):
+        page(progress)
+    page(progress)  # too soon to try again
+    assert len(told) == 1
+    for now[0] in (11.0, 12.0, 100.0):
+        page(progress)
+    assert told == ["/held-2"] * 2
+    assert len(progress.watchers) == 1
 
 
 def new_run(client: SyncPrefectClient, place: str) -> FlowRun:

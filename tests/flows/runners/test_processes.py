@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 import flows.runners.capacity
-import flows.runners.processes
+from catalog.reader import Catalog
 from catalog.verify import verify
 from flows.datasets.dataset import load_dataset
 from flows.mining import mine
@@ -20,8 +23,9 @@ from flows.model_choice import ModelChoice
 from flows.opening import open_model
 from flows.recipe import load_recipe
 from flows.runners.capacity import free_bytes, usable_workers, worker_bytes
+from flows.runners.deaths import WorkerDied, surviving
 from flows.runners.processes import in_processes
-from flows.work import Job, Work
+from flows.work import Desk, Work
 from pipeline.errors import InputError, ModelError
 from pipeline.models.contract import Denoiser
 from tests.benchmarks.fault_driver import Plan
@@ -116,17 +120,79 @@ def test_an_image_that_kills_its_process_fails_alone_and_the_run_goes_on(tmp_pat
     assert leftovers(tmp_path / "catalog") == []
 
 
-def test_processes_that_keep_dying_are_one_clear_error(world: Path, tiny_model: Path) -> None:
-    recipe = load_recipe(world / "recipe.yaml")
-    denoiser = open_model(str(tiny_model))
-    data = load_dataset(recipe, denoiser.info.image_shape)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flows.runners.processes, "_in_pool", dying)
-        with pytest.raises(InputError, match="2 processes, of which 5 died"):
-            mine(recipe, world / "catalog", denoiser, data, in_processes(2))
+class FewWords:
+    """In place of a desk: works are only counted."""
+
+    def __init__(self) -> None:
+        self.job = None
+        self.done: list[str] = []
+        self.failed: list[str] = []
+
+    def stopping(self) -> bool:
+        return False
+
+    def give_up(self, work: Work, reason: str) -> None:
+        self.failed += [key for key, _ in work.items]
 
 
-def dying(workers: int, job: Job, works: Iterable[Work], waiting: dict[object, Work]) -> Iterator[None]:
-    """In place of a pool: its processes die before anything is handed out."""
-    yield
-    raise BrokenProcessPool("a process was killed")
+ITEMS = [(f"{number}", f"{number:032x}") for number in range(80)]
+WORKS = [Work(tuple(ITEMS[start : start + 4])) for start in range(0, 80, 4)]
+
+
+def mined(desk: FewWords, poison: set[str], works: Iterable[Work]) -> Iterator[bool]:
+    """An attempt that mines work after work, and dies of certain images."""
+    for work in works:
+        yield False
+        if any(key in poison for key, _ in work.items):
+            raise WorkerDied([work])
+        desk.done += [key for key, _ in work.items]
+        yield True
+
+
+def ran(desk: FewWords, poison: set[str]) -> None:
+    attempt = partial(mined, desk, poison)
+    for _ in surviving(cast(Desk, desk), WORKS, 2, attempt, attempt):
+        pass
+
+
+def test_any_number_of_images_that_end_their_process_fail_alone_as_long_as_others_are_mined_between() -> None:
+    desk = FewWords()
+    poison = {str(number) for number in range(0, 80, 8)}
+    ran(desk, poison)
+    assert set(desk.failed) == poison
+    assert sorted(desk.done, key=int) == [str(number) for number in range(80) if number % 8]
+
+
+def test_processes_that_die_and_do_nothing_between_are_one_clear_error() -> None:
+    desk = FewWords()
+    with pytest.raises(InputError, match="2 processes, of which 5 died in a row"):
+        ran(desk, {str(number) for number in range(80)})
+    assert len(desk.failed) == 4 * 5
+    assert desk.done == []
+
+
+def test_processes_that_die_before_anything_is_handed_out_are_one_clear_error_too() -> None:
+    def dying(works: Iterable[Work]) -> Iterator[bool]:
+        yield False
+        raise WorkerDied([])
+
+    with pytest.raises(InputError, match="2 processes, of which 5 died in a row"):
+        list(surviving(cast(Desk, FewWords()), WORKS, 2, dying, dying))
+
+
+def test_a_signal_to_the_whole_group_loses_nothing_that_was_in_hand(tmp_path: Path) -> None:
+    recipe = small_world(tmp_path / "world", 12, **METHOD)
+    catalog = tmp_path / "catalog"
+    command = ["mine", str(recipe), "--out", str(catalog), "--json", "--runner", "processes", "--workers", "2"]
+    process = start(command, Plan(), tmp_path)
+    while not list(catalog.glob(".incoming/*/*/receipt.json")) and not list(catalog.glob("directions/*")):
+        assert process.poll() is None, (tmp_path / "log.err").read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as systemd and a worker of Prefect do, one after the other
+    assert ended(process, 240) == 130, (tmp_path / "log.err").read_text()
+    assert "Traceback" not in (tmp_path / "log.err").read_text()
+    with Catalog.open(catalog) as opened:
+        assert 2 <= opened.images().num_rows < 12
+    assert verify(catalog).ok
+    assert leftovers(catalog) == []

@@ -10,17 +10,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows.miner
+import flows.runners.tasks
 from catalog.verify import verify
 from flows.run_settings import RunSettings
-from flows.work import Work
+from flows.runners.tasks import AHEAD, BATCH, MOST_TASKS, SHARE, TEAMS, Batches, Team, _submitted, in_tasks
+from flows.work import Job, Work
 from pipeline.errors import InputError
 from tests.benchmarks.fault_driver import Plan
-from tests.benchmarks.fault_world import Content, Server, answer_of, content, ended, judged, small_world, start
+from tests.benchmarks.fault_world import (
+    Content,
+    Server,
+    answer_of,
+    content,
+    ended,
+    judged,
+    leftovers,
+    small_world,
+    start,
+)
 from tests.benchmarks.faults import METHOD, workers_of
 from tests.flows import tiny
 
@@ -93,10 +108,10 @@ def truth(recipe: Path) -> Content:
 class Running:
     """A command in a process of its own, and its catalog."""
 
-    def __init__(self, recipe: Path, folder: Path, server: Server, *arguments: str) -> None:
+    def __init__(self, recipe: Path, folder: Path, server: Server, *arguments: str, plan: Plan = Plan()) -> None:  # noqa: B008
         self.folder, self.catalog = folder, folder / "catalog"
         command = ["mine", str(recipe), "--out", str(self.catalog), "--json", *arguments]
-        self.process = start(command, Plan(), folder, server.url)
+        self.process = start(command, plan, folder, server.url)
 
     def until(self, look: Callable[[], Any]) -> None:
         deadline = time.monotonic() + LIMIT
@@ -125,35 +140,97 @@ def test_a_dask_worker_that_is_killed_amid_its_work_is_replaced_and_the_catalog_
     run.end(truth)
 
 
+@pytest.mark.parametrize("runner", ["prefect", "dask"])
+def test_a_catalog_at_a_url_is_mined_there_and_nowhere_else(
+    runner: str, server: Server, recipe: Path, truth: Content, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    command = ["mine", str(recipe), "--out", f"faulty:/{store}", "--runner", runner, "--workers", "1"]
+    assert ended(start(command, Plan(), tmp_path, server.url), LIMIT) == 0, (tmp_path / "log.err").read_text()
+    assert judged(store, truth, folders=False).good
+    assert not list(Path("/").glob("faulty*"))  # where the command ran
+
+
+def test_an_image_that_kills_its_dask_worker_fails_alone_and_the_run_goes_on(
+    server: Server, recipe: Path, tmp_path: Path
+) -> None:
+    run = Running(recipe, tmp_path, server, "--runner", "dask", "--workers", "2", plan=Plan(poison="00002.png"))
+    assert ended(run.process, LIMIT) == 1, (tmp_path / "log.err").read_text()
+    report = answer_of(tmp_path)
+    assert (report["images"], report["failed"]) == (IMAGES - 1, {"00002.png": "the process that mined it died, twice"})
+    assert verify(run.catalog).ok
+    assert leftovers(run.catalog) == []
+
+
+POISON = "5.png"
+
+
+def deadly_batch(job: Any, batch: list[Work]) -> float:
+    """In place of `do_batch`: an image ends its worker."""
+    if any(key == POISON for work in batch for key, _ in work.items):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+
+def test_an_image_that_kills_its_ray_worker_fails_alone_and_the_run_goes_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.runners.tasks, "do_batch", deadly_batch)
+    works = [Work(tuple((f"{number + more}.png", "0" * 32) for more in (0, 1))) for number in range(0, 12, 2)]
+    failed: list[str] = []
+    desk = cast(Any, SimpleNamespace(
+        job=Job(cast(Any, None), "store", cast(Any, None)), miner=SimpleNamespace(denoiser=None),
+        stopping=lambda: False, give_up=lambda work, reason: failed.extend(key for key, _ in work.items),
+    ))  # fmt: skip
+
+    @flow
+    def run() -> int:
+        return sum(1 for _ in in_tasks(RunSettings(runner="ray", workers=2, retries=0), len(works))(desk, works))
+
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        assert run() > len(works)
+    assert failed == [POISON]
+
+
 def test_ray_mines_the_same_catalog(server: Server, recipe: Path, truth: Content, tmp_path: Path) -> None:
     run = Running(recipe, tmp_path, server, "--runner", "ray", "--workers", "2")
     run.end(truth)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "most", "sizes"),
-    [(1.0, None, [2, 10, 10, 8]), (1.0, 4, [2, 4, 4, 4]), (60.0, None, [2, 2, 2, 2]), (0.0, 40, [2, 28])],
-)
-def test_tasks_grow_until_they_take_long_enough_and_leave_some_for_every_worker(
-    seconds: float, most: int | None, sizes: list[int]
-) -> None:
-    from flows.runners.tasks import _Batches
-
-    works = [Work(((f"{number}.png", f"{number:032x}"),)) for number in range(30)]
-    grouped, found = _Batches(works, 2, most), []
-    for batch in grouped:
+def sizes(works: int, workers: int, known: bool, seconds: float) -> list[int]:
+    """Of the tasks that so many works make, each of which takes so many seconds."""
+    own = [Work(((f"{number}.png", f"{number:032x}"),)) for number in range(works)]
+    batches, found = Batches(own, workers, works if known else None), []
+    for batch in batches:
         found.append(batch)
-        grouped.took(seconds)
-    assert [len(batch) for batch in found][: len(sizes)] == sizes
-    assert [work for batch in found for work in batch] == works
+        batches.took(seconds)
+    assert [work for batch in found for work in batch] == own
+    return [len(batch) for batch in found]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 60.0])
+@pytest.mark.parametrize("works", [3, 2500, 10_000])
+def test_there_are_hundreds_of_tasks_at_most_and_every_worker_gets_some(
+    works: int, seconds: float, known: bool
+) -> None:
+    found, workers = sizes(works, 2, known, seconds), 2
+    assert len(found) < 1000
+    for number, size in enumerate(found):
+        share = (works if known else sum(found[:number])) // (SHARE * workers)
+        assert size <= max(share, 1 if known else BATCH, sum(found[:number]) // MOST_TASKS)
+
+
+def test_tasks_grow_until_they_take_long_enough_and_not_at_a_bound() -> None:
+    assert sizes(2500, 2, True, 0.1)[:5] == [13, 26, 52, 100, 100]
+    assert sizes(30, 1, True, 60.0)[:3] == [1, 1, 1]
+    assert max(sizes(10_000, 1, False, 0.0)[:10]) < 40  # the next works may not be as quick
 
 
 @pytest.mark.parametrize(("runner", "package"), [("dask", "prefect_dask"), ("ray", "prefect_ray")])
 def test_a_runner_whose_packages_are_missing_says_how_to_install_them(
     runner: Any, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.runners.tasks import _opened
-
     real = builtins.__import__
 
     def importing(name: str, *rest: Any, **more: Any) -> Any:
@@ -163,4 +240,69 @@ def test_a_runner_whose_packages_are_missing_says_how_to_install_them(
 
     monkeypatch.setattr(builtins, "__import__", importing)
     with pytest.raises(InputError, match=f"whose packages are not installed.*pip install 'rhumb\\[{runner}\\]'"):
-        _opened(RunSettings(runner=runner), 1)
+        opened(RunSettings(runner=runner))
+
+
+def opened(settings: RunSettings, room: int = 1) -> Team:
+    """The workers of a setting, of which this machine would have room for so many; they are let go again."""
+    with TEAMS[settings.runner](settings, lambda: room) as team:
+        return team
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nonsense", "127.0.0.1:port"])
+@pytest.mark.parametrize("runner", ["dask", "ray"])
+def test_an_address_where_nothing_answers_is_one_clear_error(
+    runner: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.runners.tasks, "_PROBE_SECONDS", 1.0)
+    with pytest.raises(InputError, match=f"--address: found {address}, where nothing answers"):
+        opened(RunSettings(runner=runner, address=address))
+
+
+def test_a_cluster_at_an_address_says_how_many_workers_it_has() -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=7, processes=False, threads_per_worker=1, dashboard_address=None) as cluster:
+        there = RunSettings(runner="dask", address=cluster.scheduler_address)
+        assert opened(there).count == 7
+        assert opened(there.model_copy(update={"workers": 3})).count == 3
+
+
+class Told:
+    """In place of a task and its future: over when a test says so."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Any] = []
+
+    def add_done_callback(self, call: Any) -> None:
+        self.listeners.append(call)
+
+    def result(self, raise_on_failure: bool) -> float:
+        return 60.0
+
+
+class Tasks:
+    """In place of a task runner: remembers what was submitted."""
+
+    def __init__(self) -> None:
+        self.given: list[Told] = []
+
+    def submit(self, task: Any, parameters: dict[str, Any]) -> Told:
+        self.given.append(Told())
+        return self.given[-1]
+
+
+def test_a_free_worker_gets_its_next_task_at_once_and_each_task_is_listened_to_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flows.runners.tasks, "_WAIT_SECONDS", 0.01)
+    tasks, works = Tasks(), [Work(((f"{number}.png", f"{number:032x}"),)) for number in range(50)]
+    running = _submitted(Team(tasks, 2), cast(Any, None), cast(Any, None), None, works)
+    assert [next(running) for _ in range(10)] == [False] * 10
+    assert len(tasks.given) == AHEAD * 2
+    (over,) = tasks.given[1].listeners
+    over(tasks.given[1])
+    assert next(running)
+    assert not next(running)
+    assert len(tasks.given) == AHEAD * 2 + 1
+    assert [len(task.listeners) for task in tasks.given] == [1] * len(tasks.given)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from catalog.lease import born
 from flows.watching.progress import KINDS, LISTED, OTHER, Progress, folded, kept_in
 from flows.watching.samples import SIZE, Reservoir
-from flows.watching.snapshots import Snapshot, born, read
+from flows.watching.snapshots import Snapshot, read
 from pipeline.errors import CatalogError
 
 

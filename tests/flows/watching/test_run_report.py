@@ -16,10 +16,10 @@ from catalog.fs import RUN
 from catalog.reader import Catalog
 from catalog.records import Chunk
 from catalog.writer import CatalogWriter
-from flows.gates import Gates, adopt_gates
+from flows.gates import Gates, Rejections, adopt_gates, rejections
 from flows.publishing import publish_catalog
 from flows.watching.progress import Progress
-from flows.watching.run_report import KEPT, RunReport, markdown, page, report_of, reports, safe, write
+from flows.watching.run_report import KEPT, RunReport, markdown, page, record, report_of, reports, safe, write
 from flows.watching.run_sheet import sheet_of
 from pipeline.errors import CatalogError
 from tests.catalog.samples import chunk_of, provenance
@@ -62,6 +62,24 @@ def test_cost_is_what_a_direction_took_and_quality_that_of_the_catalog(tmp_path:
     assert Image.open(io.BytesIO((out / "contact-sheet.png").read_bytes())).size[0] >= 900
 
 
+def test_a_run_is_judged_once_for_its_report_and_for_whoever_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = written(tmp_path / "c", chunk_of("a", images=8))
+    judged = []
+
+    def counted(catalog: Catalog, gates: Gates) -> Rejections:
+        judged.append(gates)
+        return rejections(catalog, gates)
+
+    monkeypatch.setattr("flows.watching.run_report.rejections", counted)
+    progress = run(folder)
+    out = record(folder, progress)
+    report = report_of(folder, progress)
+    assert RunReport.model_validate_json((out / "report.json").read_bytes()) == report
+    assert len(judged) == 1
+
+
 def test_a_run_that_added_nothing_cost_nothing_that_can_be_told(tmp_path: Path) -> None:
     folder = written(tmp_path / "c", chunk_of("a"))
     report = report_of(folder, Progress(0, str(folder), run_id="r0"))
@@ -80,7 +98,7 @@ def test_a_run_is_compared_with_the_one_before_until_a_version_is_published(tmp_
         figure.startswith("residual of mouth x singular: median 0.5 now, 0.0001 before") for figure in report.worse
     )
     assert "Worse than run r1" in markdown(report)
-    publish_catalog(good, str(tmp_path / "hub" / "org" / "pack"), "1.0.0")
+    publish_catalog(good, str(tmp_path / "hub" / "org" / "pack"), "1.0.0", "cc0-1.0")
     assert report_of(good, run(good, "r3")).before_name == "version 1.0.0 of org/pack"
     assert report_of(good, run(good, "r3")).worse == ()
 

@@ -1,0 +1,48 @@
+"""Text without what lets its reader in somewhere; for errors, logs, and reasons that are recorded."""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"
+
+_NAME = (
+    r"(?:pass(?:word|wd|phrase|code)|\bpwd\b|secret|token|credential|signature|\bcookie\b|session[_-]?id|"
+    r"(?:access|account|api|auth|encryption|master|private|secret|shared|signing|storage)[_-]?key)[\w.-]{0,64}"
+)
+_QUOTE = r"\\{0,8}[\"']?"
+_VALUE = (
+    r"(?:\\{1,8}\"(?:(?!\\{1,8}\").)*(?:\\{1,8}\"|$)"  # of JSON within JSON
+    r"|b?\"(?:\\.|[^\"\\])*(?:\"|$)"
+    r"|b?'(?:\\.|[^'\\])*(?:'|$)"
+    r"|\S+)"
+)
+# Bounded wherever a start is not, so that long text takes time in proportion.
+_RULES = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), sign)
+    for pattern, sign in (
+        (r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY.*?(?:-----END [A-Z ]{0,40}-----|$)", HIDDEN),
+        # Users and passwords of URLs, which may hold / and @ themselves: a host with a port may be a user.
+        (r"(://)(?:[^\s/:]{0,200}:\S{0,500}|[^\s/]{0,500})@", rf"\1{HIDDEN}@"),
+        (r"(?<![\w/\\])[^\s:/@'\"<>(]{1,64}:(?!//)[^\s'\"]{0,200}[^\s'\"/]@(?=[\w\[])", f"{HIDDEN}@"),
+        (r"\?(?=\S{0,500}[=&])\S+", f"?{HIDDEN}"),  # a signed URL is a password
+        (r"(://[^\s?]{0,500})\?\S+", rf"\1?{HIDDEN}"),
+        (rf"(<[\w:.-]{{0,64}}{_NAME}(?:\s[^<>]{{0,200}})?>).*?(?=</|$)", rf"\1{HIDDEN}"),
+        (rf"(authorization{_QUOTE}\s*[=:]\s*{_QUOTE})[^\"'\r\n\\]+", rf"\1{HIDDEN}"),
+        (rf"({_NAME}{_QUOTE}\s*(?:=>|[=:])\s*){_VALUE}", rf"\1{HIDDEN}"),
+        (rf"(--?[\w-]{{0,64}}{_NAME}\s+){_VALUE}", rf"\1{HIDDEN}"),
+        (r"\b(bearer|basic)\s+[\w.~+/=-]{6,}", rf"\1 {HIDDEN}"),
+        (r"\b(?:hf_|api_org_|gh[opusr]_|github_pat_|glpat-|xox[a-z]-|pnu_|pnb_|AKIA|ASIA|AIza)[\w.-]{8,}", HIDDEN),
+        (r"\b(?:sk-(?:proj-)?|eyJ)[\w.-]{16,}", HIDDEN),
+    )
+)
+
+
+def without_secrets(text: str) -> str:
+    """Text without users and passwords of URLs, their queries, tokens, and values that are called secrets.
+
+    To be called before a text is shortened: half a URL no longer says that it holds a password. In doubt, more goes.
+    """
+    for pattern, sign in _RULES:
+        text = pattern.sub(sign, text)
+    return text
