@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from catalog.manifest import Manifest, Provenance
+from catalog.manifest import Provenance
 from catalog.schema import TABLES
 
 _NOT_STATED = "not stated"
@@ -83,113 +81,5 @@ Model `{escape(provenance.model["fingerprint"])}`, data `{escape(provenance.data
 from datasets import load_dataset
 directions = load_dataset("PATH/TO/THIS/FOLDER", "directions", split="train")
 ```
-"""
-    return text.encode()
-
-
-def _median(rows: list[dict[str, Any]], value: Any) -> str:
-    numbers = [n for n in (value(row) for row in rows) if n is not None and np.isfinite(n)]
-    return f"{np.median(numbers):.3g}" if numbers else "-"
-
-
-def quality_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown table of medians per region, space and kind, from the metadata rows of `directions`."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["region"], row["space"], row["kind"]), []).append(dict(row))
-    lines = [
-        "| region | space | kind | directions | images | gain | leakage / gain | residual | converged | kept share "
-        "| ROIR of the edit |",
-        "|" + "---|" * 11,
-    ]
-    for (region, space, kind), group in sorted(groups.items()):
-        known = [row["converged"] for row in group if row["converged"] is not None]
-        cells = [
-            escape(region), space, kind, str(len(group)), str(len({row["image_id"] for row in group})),
-            _median(group, lambda r: r["gain"]),
-            _median(group, lambda r: r["leakage"] / r["gain"] if r["gain"] > 0 else None),
-            _median(group, lambda r: r["residual"]),
-            f"{100 * sum(known) / len(known):.0f} %" if known else "-",
-            _median(group, lambda r: r["kept_share"]),
-            _median(group, lambda r: r["roir"]),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _front_matter(manifest: Manifest, fields: CardFields, title: str) -> str:
-    known = fields.licence != _NOT_STATED
-    head: dict[str, Any] = {"pretty_name": title, "license": fields.licence.lower() if known else "other"}
-    if not known:
-        head["license_name"] = "not-stated"
-    head["tags"] = sorted({"rhumb", "editing-directions", "diffusion", *fields.tags})
-    head["size_categories"] = [size_category(manifest.rows("directions"))]
-    return _yaml(head, [*TABLES, *(["concepts"] if manifest.concepts is not None else [])])
-
-
-def _describe(part: Mapping[str, Any]) -> str:
-    """A line per plain entry of a provenance section."""
-    plain = {k: v for k, v in sorted(part.items()) if isinstance(v, str | int | float | bool)}
-    return "\n".join(f"- {escape(key)}: {escape(value)}" for key, value in plain.items())
-
-
-def pack_card(
-    manifest: Manifest, rows: list[dict[str, Any]], fields: CardFields, repository: str, version: str
-) -> bytes:
-    """The card of a published pack. `rows` are the metadata rows of `directions`."""
-    provenance = manifest.provenance
-    title = fields.title or f"{repository} {version}"
-    regions = ", ".join(escape(r) for r in sorted({row["region"] for row in rows}))
-    size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
-    shapes = ", ".join(f"{s} {tuple(v.shape)} as {v.codec.kind}" for s, v in sorted(manifest.vectors.items()))
-    cited = "\n".join(f"- {escape(entry)}" for entry in fields.citations) or "- none given"
-    failed = len(manifest.failures)
-    remarks = "".join(f"- {escape(remark)}\n" for remark in fields.remarks)
-    about = f"## About this version\n{remarks}\n" if remarks else ""
-    failures = f" {failed} images could not be mined; `manifest.json` says why." if failed else ""
-    text = f"""{_front_matter(manifest, fields, title)}
-# {escape(title)}
-
-{escape(fields.summary) or "Editing directions of a diffusion model, per image and region, with their evidence."}
-
-Version {version} of `{repository}`: {manifest.rows("directions")} directions for the regions {regions} on
-{manifest.rows("images")} images, {size:.1f} MB; vectors {shapes}.{failures}
-
-## Load it
-
-```python
-from datasets import load_dataset
-directions = load_dataset("PATH/TO/THIS/FOLDER", "directions", split="train")
-row = directions[0]                      # row["preview"] and row["effect"] are pictures
-images = load_dataset("PATH/TO/THIS/FOLDER", "images", split="train")
-
-from catalog.reader import Catalog       # of rhumb; how it decodes vectors is in its catalog/format.md
-
-vector = Catalog.open("PATH/TO/THIS/FOLDER").vector(row["direction_id"])
-```
-
-## Quality
-Medians over the directions of each group. Gain is the length of the change inside the region per unit step, leakage
-the length outside; the residual is that of the singular triplet; ROIR (outside over inside, smaller is more local)
-is of the decoded edit, where it was measured.
-
-{quality_table(rows)}
-
-{about}## Model
-{_describe(provenance.model)}
-- licence: {escape(fields.model_licence)}
-
-## Data
-{_describe(provenance.data)}
-- licence: {escape(fields.data_licence)}
-
-## Licence and citations
-This pack: {escape(fields.licence)}. Licences of the model and of the data apply to what is made from them.
-
-{cited}
-
-## Provenance
-Recipe `{escape(provenance.recipe_fingerprint)}`, code {escape(provenance.code_version)}; the whole recipe, seeds,
-package versions and a checksum of every file are in `manifest.json`.
 """
     return text.encode()

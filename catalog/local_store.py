@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -235,28 +235,26 @@ class LocalStore(Store):
     def copy(self, pairs: Iterable[tuple[str, str]]) -> None:
         for name, to in pairs:
             with self.clear_errors(name):
-                target = self._parent_of(to)
-                draft = target.parent / f".{secrets.token_hex(8)}.tmp"
-                try:
-                    shutil.copyfile(self.path(name), draft)
-                    draft.replace(target)
-                finally:
-                    draft.unlink(missing_ok=True)
+                self._placed(to, lambda draft, name=name: shutil.copyfile(self.path(name), draft))  # type: ignore[misc]
 
     def link(self, pairs: Iterable[tuple[str, str]]) -> None:
         folders = set()
         for name, to in pairs:
             with self.clear_errors(name):
-                target = self._parent_of(to)
-                draft = target.parent / f".{secrets.token_hex(8)}.tmp"
-                try:
-                    self._linked(self.path(name), draft)
-                    draft.replace(target)
-                finally:
-                    draft.unlink(missing_ok=True)  # a link that replaces one of the same file stays
-                folders.add(target.parent)
+                folders.add(self._placed(to, lambda draft, name=name: self._linked(self.path(name), draft)))  # type: ignore[misc]
         for folder in folders:
             flush_folder(folder)
+
+    def _placed(self, name: str, make: Callable[[Path], object]) -> Path:
+        """Put a file in place that `make(draft)` makes; its folder."""
+        target = self._parent_of(name)
+        draft = target.parent / f".{secrets.token_hex(8)}.tmp"
+        try:
+            make(draft)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)  # a link that replaces one of the same file stays
+        return target.parent
 
     @staticmethod
     def _linked(path: Path, target: Path) -> None:

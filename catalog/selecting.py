@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from catalog.manifest import ChunkEntry, PackPart
+from catalog.manifest import ChunkEntry, FileEntry, PackPart
 from catalog.places import packed_ids
 from catalog.reader import Catalog
 from catalog.records import content_id
@@ -29,6 +29,7 @@ _JOINS = {"images": "image_id", "regions": "region_id"}
 _NONE = np.zeros(0, "S32")
 Chosen = Callable[[str], np.ndarray]
 """(m,) bool for a directions shard, by its path: which of its rows are selected."""
+Write = Callable[[str, Callable[[BinaryIO], object], int | None], object]
 
 
 def select_into(
@@ -104,14 +105,23 @@ def _refuse_orphans(source: Catalog, keep: np.ndarray) -> None:
 
 def _copied(transaction: Transaction, source: Catalog, path: str) -> str:
     """Stage a file as it is, under its own name. Raises CatalogError where it is not as committed."""
+    return copy_file(source, path, transaction.stage, transaction.entries)
+
+
+def copy_file(source: Catalog, path: str, write: Write, entries: Mapping[str, FileEntry]) -> str:
+    """Write a file of a catalog as it is, under its own name, which is returned.
+
+    `write(name, write to a stream, rows)` leaves in `entries` what the disk then holds. Raises CatalogError where that
+    is not as committed.
+    """
     entry, origin = source.manifest.files[path], source.file(path)
 
     def copy(out: BinaryIO) -> None:
         with origin.open("rb") as stream:
             shutil.copyfileobj(stream, out, 2**20)
 
-    transaction.stage(path, copy, entry.rows)
-    if transaction.entries[path].sha256 != entry.sha256:
+    write(path, copy, entry.rows)
+    if entries[path].sha256 != entry.sha256:
         raise CatalogError(str(origin), "changed bytes", "the file as committed", "Run `rhumb verify` on it")
     return path
 

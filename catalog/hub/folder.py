@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,9 +12,9 @@ from catalog.chunks import read_back
 from catalog.fs import FOLDERS, check_relative, flush_folder, write_flushed_by
 from catalog.manifest import FileEntry
 from catalog.reader import Catalog
+from catalog.selecting import copy_file
 from catalog.shards import LONGEST_LIST, write_shard
 from catalog.transaction import entry_of
-from pipeline.errors import CatalogError
 
 _DRAFT = "new.tmp"
 
@@ -46,16 +45,7 @@ class DraftFolder:
 
     def copy(self, source: Catalog, path: str) -> str:
         """A file of a catalog as it is, under its own name. Raises CatalogError where it is not as committed."""
-        known, origin = source.manifest.files[path], source.file(path)
-
-        def copied(out: BinaryIO) -> None:
-            with origin.open("rb") as stream:
-                shutil.copyfileobj(stream, out, 2**20)
-
-        self.write(path, copied, known.rows)
-        if self.entries[path].sha256 != known.sha256:
-            raise CatalogError(str(origin), "changed bytes", "the file as committed", "Run `rhumb verify` on it")
-        return path
+        return copy_file(source, path, self.write, self.entries)
 
     def flush(self) -> None:
         """Make the names of all files durable."""

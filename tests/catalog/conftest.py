@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched is kept below the test's own folder."""
+    monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)

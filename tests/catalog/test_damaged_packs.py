@@ -26,11 +26,6 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pack(tmp_path_factory.mktemp("packs") / "pack", chunks_of_pack())
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def hub(pack: Path) -> FolderHub:
     return FolderHub(pack)

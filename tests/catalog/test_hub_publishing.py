@@ -49,11 +49,6 @@ def out(source: Path, hub: Path, version: str, **options: object) -> Published:
     return publish(source, NAME, version, StoreHub(hub), options.pop("card", FIELDS), **options)  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     small_catalog(tmp_path / "source", chunks=3)

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +50,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "cache"))
+def _quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "AGAIN", (0.0, 0.0))
-    yield
 
 
 @pytest.fixture

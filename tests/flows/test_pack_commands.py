@@ -30,6 +30,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "hub"
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "cache"))
+
+
 def answer(capsys: Capture, *arguments: Any, code: int = 0) -> Any:
     capsys.readouterr()
     assert tiny.run(*arguments, "--json") == code
