@@ -5,33 +5,62 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from json.encoder import encode_basestring
 from typing import Any
 
 from pipeline.errors import CatalogError
 
 CHECKSUM = "checksum"
+_PLACE = "\n  "  # what lines begin with there
 _CONSTANTS = {None: "null", True: "true", False: "false"}
 
 
 class Ready:
-    """A part that is in its form already, for the value of a key of a key of the whole."""
+    """What knows its form, for the value of a key of a key of the whole."""
 
-    def __init__(self, value: Mapping[str, Any]) -> None:
-        self.text = _text(value, "\n  ")
+    __slots__ = ()
+
+    @property
+    def text(self) -> str:
+        """Its form there."""
+        raise NotImplementedError
+
+
+def form_of(value: Mapping[str, Any]) -> str:
+    """The form of a value of a key of a key of the whole."""
+    return _text(value, _PLACE)
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
     """`json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)` and a newline; finite numbers only.
 
-    Written out here, because of a manifest of thousands of files nearly all is `Ready` from the commit before.
+    Written out here, because nearly all of a manifest are thousands of entries that know their form.
     """
+    return b"".join(_encoded(value))
+
+
+def _encoded(value: Mapping[str, Any]) -> list[bytes]:
+    """The canonical form in pieces, the first of which is the bracket: joined once, it never lies in memory thrice."""
     try:
-        text = _text(value, "\n")
+        return [piece.encode() for piece in (*_pieces(value, "\n", 2), "\n")]
     except TypeError:  # keys that are no strings, which json.dumps makes some, or refuses
         text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
+        return [text[:1].encode(), text[1:].encode(), b"\n"]
+
+
+def _pieces(value: Any, margin: str, depth: int) -> Iterator[str]:
+    """`_text` in pieces, which are entries of objects `depth` levels down."""
+    if not value or depth == 0 or not isinstance(value, dict):
+        yield _text(value, margin)
+        return
+    inner, mark = margin + " ", ""
+    yield "{"
+    for key in sorted(value):
+        yield f"{mark}{inner}{encode_basestring(key)}: "
+        yield from _pieces(value[key], inner, depth - 1)
+        mark = ","
+    yield margin + "}"
 
 
 def _text(value: Any, margin: str) -> str:
@@ -58,13 +87,16 @@ def _text(value: Any, margin: str) -> str:
 
 def sealed(value: Mapping[str, Any]) -> bytes:
     """The canonical form of an object without the key `checksum`, with that key, the sha256 of what it is without."""
-    bare = canonical(value)
-    return _with_checksum(bare, hashlib.sha256(bare).hexdigest())
+    bare, digest = _encoded(value), hashlib.sha256()
+    for piece in bare:
+        digest.update(piece)
+    bare[0] = _head(digest.hexdigest())
+    return b"".join(bare)
 
 
-def _with_checksum(bare: bytes, checksum: str) -> bytes:
-    """A canonical object with its checksum, which is the first key of all, without serialising it again."""
-    return b'{\n "checksum": ' + json.dumps(checksum).encode() + b"," + bare[1:]
+def _head(checksum: str) -> bytes:
+    """What a canonical object begins with where it has a checksum, which is the first key of all."""
+    return b'{\n "checksum": ' + json.dumps(checksum).encode() + b","
 
 
 def _no_constant(name: str) -> float:
@@ -88,5 +120,5 @@ def check_seal(value: dict[str, Any], data: bytes, name: str) -> None:
         raise CatalogError(name, f"no canonical JSON ({str(error)[:120]})", "the form of format.md") from error
     if checksum != hashlib.sha256(bare).hexdigest():
         raise CatalogError(f"{name}: checksum", "a file changed after it was written", "the bytes as committed")
-    if _with_checksum(bare, str(checksum)) != data:
+    if _head(str(checksum)) + bare[1:] != data:
         raise CatalogError(name, "a form other than the canonical one", "the bytes as committed")

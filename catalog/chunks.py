@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -22,7 +21,7 @@ Masks = dict[tuple[str, str], str]
 
 
 def checked_tables(
-    chunk: Chunk, known: Mapping[str, Known], masks: Masks, model: str, layout: Layout
+    chunk: Chunk, known: Mapping[str, Known], masks: Mapping[tuple[str, str], str], model: str, layout: Layout
 ) -> dict[str, pa.Table]:
     """The rows that a chunk adds to a catalog of a model, by table. `known` ids by table, `masks`: what is there.
 
@@ -31,9 +30,10 @@ def checked_tables(
     mined = [record for record in chunk.images if record.failure is None]
     for record in chunk.images:
         check_id(record.image_id, "image_id")
-    own = ChainMap({}, masks)
+    own: Masks = {}
     for region in chunk.regions:
-        if own.setdefault((region.image_id, region.region), region.region_id) != region.region_id:
+        pair = region.image_id, region.region
+        if own.setdefault(pair, masks.get(pair, region.region_id)) != region.region_id:
             raise CatalogError(f"region {region.region_id}", "a second mask", f"one {region.region} per image")
     images = known["images"].with_those({record.image_id for record in mined})
     for region in chunk.regions:
@@ -45,7 +45,8 @@ def checked_tables(
         _must_be_in(d.image_id, images, f"{at}: image_id", "the id of a mined image")
         for parent in d.parents:
             _must_be_in(parent, everything, f"{at}: parents", "ids of catalogued directions")
-        region_id = own.get((d.image_id, d.region))
+        pair = d.image_id, d.region
+        region_id = own.get(pair) or masks.get(pair)
         if region_id is None and d.kind != "joint":
             raise CatalogError(f"{at}: region", d.region, "a region of its image with a mask in the catalog")
         paired.append((d, region_id))

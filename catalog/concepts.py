@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from catalog.codecs import NORM_TOLERANCE
 from catalog.fs import sha256_of
-from catalog.manifest import ID_BYTES
+from catalog.hub.parts import concepts_part, part_of_concepts
+from catalog.manifest import ID_BYTES, Manifest
 from catalog.pictures import decode_png, effect_picture, encode_png
 from catalog.reader import SHORTEST_PREFIX, Catalog
 from catalog.rules import check_concept, check_id
@@ -207,34 +208,57 @@ def _concept(row: dict[str, Any], spaces: Mapping[str, tuple[int, ...]], name: s
 def stored_table(catalog: Catalog) -> pa.Table | None:
     """The table of concepts that a catalog holds, made of its directions or of former ones; None without.
 
-    Nothing is unpacked before the file's bytes, footer, columns, rows and sizes are those that it may have. Raises
-    CatalogError: missing or changed file, or one of absurd lengths.
+    Raises CatalogError: missing or changed file, or one of absurd lengths.
     """
-    entry = catalog.manifest.concepts
+    entry, layout = catalog.manifest.concepts, catalog.layout
     if entry is None:
         return None
-    path, known = catalog.file(entry.path), catalog.manifest.files[entry.path]
-    if not path.is_file() or path.stat().st_size != known.bytes or sha256_of(path) != known.sha256:
-        raise CatalogError(str(path), "a missing or changed file", "the concepts as committed", _BUILD)
-    schema = concepts_schema(catalog.layout.spaces, catalog.layout.effect_shape, catalog.layout.left_out)
-    members = max(1, catalog.manifest.rows("directions"))  # no direction of a group is in two concepts
-    if catalog.manifest.part is not None:
-        members = max(members, known.bytes // ID_BYTES)
-    try:
-        with open_shard(path, known, schema, longest=members) as file:
-            _check_sizes(file.metadata, schema, entry.rows, members, str(path))
-            file.check_pages()
-            return file.read()
-    except CatalogError as error:  # concepts are built anew, where shards are pulled or mined again
-        raise CatalogError(error.field, error.found, error.expected, _BUILD) from error
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(str(path), f"an unreadable file ({str(error)[:200]})", "a whole table", _BUILD) from error
+    tables = [table for _, table in _stored_files(catalog)]
+    if entry.path is not None:
+        return tables[0]
+    schema = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out)
+    return pa.concat_tables([schema.empty_table(), *tables]).sort_by("concept_id")
 
 
-def _check_sizes(metadata: pq.FileMetaData, schema: pa.Schema, rows: int, members: int, path: str) -> None:
-    """Raise CatalogError unless a footer states `rows` concepts, whose lists hold `members` together at most."""
-    if metadata.num_rows != rows:
-        raise CatalogError(path, f"{metadata.num_rows} rows", f"{rows}", _BUILD)
+def most_members(manifest: Manifest) -> int:
+    """Members that all concepts of one file may have together: no direction of a group is in two of them."""
+    assert manifest.concepts is not None  # it is asked of theirs
+    there = max(1, manifest.rows("directions"))
+    if manifest.part is None:
+        return there
+    return max(there, sum(manifest.files[path].bytes for path in manifest.concepts.paths) // ID_BYTES)
+
+
+def _stored_files(catalog: Catalog) -> Iterator[tuple[str, pa.Table]]:
+    """The files of a catalog's concepts, and the rows of each.
+
+    Nothing is unpacked before a file's bytes, footer, columns, rows and sizes are those that it may have.
+    """
+    entry, layout = catalog.manifest.concepts, catalog.layout
+    schema = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out)
+    for name in entry.paths if entry is not None else ():
+        path, known = catalog.file(name), catalog.manifest.files[name]
+        if not path.is_file() or path.stat().st_size != known.bytes or sha256_of(path) != known.sha256:
+            raise CatalogError(str(path), "a missing or changed file", "the concepts as committed", _BUILD)
+        members = most_members(catalog.manifest)
+        try:
+            with open_shard(path, known, schema, longest=members) as file:
+                check_sizes(file.metadata, schema, members, str(path))
+                file.check_pages()
+                table = file.read()
+        except CatalogError as error:  # concepts are built anew, where shards are pulled or mined again
+            raise CatalogError(error.field, error.found, error.expected, _BUILD) from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            found = f"an unreadable file ({str(error)[:200]})"
+            raise CatalogError(str(path), found, "a whole table", _BUILD) from error
+        if entry is not None and entry.path is not None and table.num_rows != entry.rows:
+            raise CatalogError(str(path), f"{table.num_rows} rows", f"{entry.rows}", _BUILD)
+        yield name, table
+
+
+def check_sizes(metadata: pq.FileMetaData, schema: pa.Schema, members: int, path: str) -> None:
+    """Raise CatalogError where the lists of a file's concepts hold more than `members` together, as its footer says."""
+    rows = metadata.num_rows
     listed = {field.name for field in schema if pa.types.is_list(field.type)}
     values: Counter[str] = Counter()
     for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
@@ -245,17 +269,27 @@ def _check_sizes(metadata: pq.FileMetaData, schema: pa.Schema, rows: int, member
             raise CatalogError(f"{path}: {name}", f"{values[name]} values", f"at most {members} and {rows}", _BUILD)
 
 
-def concept_problems(catalog: Catalog) -> Iterator[str]:
-    """What is wrong with the concepts of a catalog, which may be those of a former version: rows, pictures, joins.
+def concept_problems(catalog: Catalog) -> Iterator[tuple[str, str]]:
+    """What is wrong with the concepts of a catalog, which may be those of a former version: rows, pictures, joins; and
+    in which of their files.
 
-    Cost: reads one file, and the columns of all directions that say what they are of.
+    Cost: reads these, and the columns of all directions that say what they are of.
     """
-    entry = catalog.manifest.concepts
-    table = stored_table(catalog)
-    if entry is None or table is None:
-        return
-    layout = catalog.layout
-    concepts = read_concepts(table, layout.spaces, layout.effect_shape, entry.path, layout.left_out)
+    layout, seen = catalog.layout, set[str]()
+    for path, table in _stored_files(catalog):
+        concepts = read_concepts(table, layout.spaces, layout.effect_shape, path, layout.left_out)
+        said = part_of_concepts(path)
+        for concept in concepts:
+            if said is not None and concepts_part(concept.datasets, concept.region) != said:
+                yield path, f"concept {concept.concept_id}: of another part than the name of its file says"
+            if concept.concept_id in seen:
+                yield path, f"concept {concept.concept_id}: in two files"
+            seen.add(concept.concept_id)
+        yield from ((path, what) for what in _problems_of(catalog, table, concepts))
+
+
+def _problems_of(catalog: Catalog, table: pa.Table, concepts: Sequence[Concept]) -> Iterator[str]:
+    """What is wrong with the concepts of one file beyond their rows: pictures and joins."""
     keys, effects = table.column("concept_id").to_pylist(), dict[str, Any]()
     if not catalog.lacks("effect"):
         effects = dict(zip(keys, table.column("effect").to_pylist(), strict=True))
@@ -296,7 +330,7 @@ def _odd_joins(catalog: Catalog, concept: Concept) -> Iterator[str]:
 
 
 def load_concepts(catalog: Catalog) -> list[Concept]:
-    """The concepts of a catalog, sorted by id. Cost: reads one file.
+    """The concepts of a catalog, sorted by id. Cost: reads all of their files.
 
     Raises CatalogError: none built yet, built of other directions than the catalog holds now, or damaged.
     """
@@ -306,7 +340,8 @@ def load_concepts(catalog: Catalog) -> list[Concept]:
     if entry.directions_fingerprint != catalog.manifest.directions_fingerprint:
         raise CatalogError("concepts", "those built before the last commit", "concepts of these directions", _BUILD)
     layout = catalog.layout
-    return read_concepts(table, layout.spaces, layout.effect_shape, entry.path, layout.left_out)
+    name = entry.path or "concepts"
+    return read_concepts(table, layout.spaces, layout.effect_shape, name, layout.left_out)
 
 
 def find_concept(concepts: Sequence[Concept], key: str) -> Concept:

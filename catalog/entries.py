@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
+from functools import lru_cache
 from math import prod
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import SchemaValidator
 
-from catalog.canonical import Ready
+from catalog.canonical import Ready, form_of
 from catalog.codecs import CodecSpec
 from catalog.fs import check_relative
 from catalog.search.spec import IndexSpec
@@ -26,6 +28,7 @@ def _shape(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
+@lru_cache(1024)  # one text for a chunk's shards and its files, which are read from a receipt one after the other
 def _path(value: str) -> str:
     return check_relative(value)  # CatalogError is a ValueError, so pydantic reports it with its place
 
@@ -115,22 +118,49 @@ class Provenance(Strict):
         }
 
 
-class _Lasting(Strict):
-    """An entry that goes from version to version as it is, and is written out once."""
+@lru_cache(1024)
+def _one_of_each(rows: tuple[tuple[Table, int], ...]) -> dict[Table, int]:
+    return dict(rows)
 
-    @cached_property
-    def ready(self) -> Ready:
+
+def _shared(rows: dict[Table, int]) -> dict[Table, int]:
+    """The same counts, in one dictionary for all chunks that have them."""
+    return _one_of_each(tuple(rows.items()))
+
+
+class _Entry(Ready):
+    """An entry of which a catalog has thousands: a `Strict` without a dictionary of its own, nor the set of keys that
+    models keep. Whatever it is made of is checked.
+    """
+
+    __slots__ = ()
+    __pydantic_validator__: ClassVar[SchemaValidator]
+
+    @classmethod
+    def model_validate(cls, value: Any) -> Self:
+        """The entry of these keys. Raises ValidationError."""
+        entry: Self = cls.__pydantic_validator__.validate_python(value)
+        return entry
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """The entry with other values. Raises ValidationError."""
+        return self.model_validate({**self._keys(), **update})
+
+    def _keys(self) -> dict[str, Any]:
+        names: tuple[str, ...] = self.__slots__
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def text(self) -> str:
         """Its canonical form."""
-        return Ready(self.model_dump())
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Of pydantic; the copy is written out anew."""
-        copy = super().model_copy(update=update, deep=deep)
-        copy.__dict__.pop("ready", None)
-        return copy
+        return form_of(self._keys())
 
 
-class FileEntry(_Lasting):
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True, config=_CONFIG)
+class FileEntry(_Entry):
     """One file: sha256, size in bytes; for a Parquet file its rows, and the sha256 of its footer.
 
     The footer is what says where each value lies; it is compared whenever the file is opened. Pages carry checksums of
@@ -142,6 +172,14 @@ class FileEntry(_Lasting):
     rows: Count | None = None
     footer: Digest | None = None
 
+    @property
+    def text(self) -> str:
+        """Its canonical form, written out since a commit needs that of every file: nothing in it has to be escaped."""
+        footer = "null" if self.footer is None else f'"{self.footer}"'
+        rows = "null" if self.rows is None else self.rows
+        parts = f'"bytes": {self.bytes}', f'"footer": {footer}', f'"rows": {rows}', f'"sha256": "{self.sha256}"'
+        return "{\n   " + ",\n   ".join(parts) + "\n  }"
+
 
 class VectorSpec(Strict):
     """How the vectors of a space are stored."""
@@ -151,7 +189,8 @@ class VectorSpec(Strict):
     codec: CodecSpec
 
 
-class ChunkEntry(_Lasting):
+@dataclass(frozen=True, slots=True, config=_CONFIG)
+class ChunkEntry(_Entry):
     """A chunk that is done: a digest of the ids it added, its rows per table, and the shards they lie in.
 
     A table that it adds no row to has no shard. A compacted shard holds the rows of several chunks, and a merged
@@ -159,7 +198,7 @@ class ChunkEntry(_Lasting):
     """
 
     digest: Id
-    rows: dict[Table, Count]
+    rows: Annotated[dict[Table, Count], AfterValidator(_shared)]
     shards: dict[Table, tuple[RelativePath, ...]]
 
     @model_validator(mode="after")
@@ -219,11 +258,25 @@ class IndexEntry(Strict):
 
 
 class ConceptsEntry(Strict):
-    """The concepts that were made of the directions, and of which directions."""
+    """The concepts that were made of the directions, and of which: in one file, or in shards, as a pack has them."""
 
-    path: ConceptsPath
+    path: ConceptsPath | None = Field(default=None, exclude_if=lambda value: value is None)
+    shards: tuple[ConceptsPath, ...] | None = Field(default=None, exclude_if=lambda value: value is None)
     rows: Count
     directions_fingerprint: Id
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ConceptsEntry:
+        if (self.path is None) == (self.shards is None):
+            raise ValueError("either path or shards")
+        if self.shards is not None and sorted(set(self.shards)) != list(self.shards):
+            raise ValueError("shards in order, each once")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All its files; none where there are no concepts."""
+        return self.shards if self.path is None else (self.path,)  # type: ignore[return-value]
 
 
 class PackInfo(Strict):

@@ -39,13 +39,13 @@ from pipeline.errors import CatalogError, NotFoundError
 __all__ = [
     "ID_BYTES", "ChunkEntry", "ChunkId", "ConceptsEntry", "Count", "Digest", "FailedImage", "FileEntry", "Id",
     "IndexEntry", "LeftOut", "Manifest", "PackInfo", "PackPart", "Provenance", "RelativePath", "Shape", "Strict",
-    "Table", "VectorSpec", "check_writable", "dump", "fresh", "load", "parse", "validated",
+    "Table", "VectorSpec", "check_writable", "dump", "fresh", "load", "parse", "validated", "with_concepts",
 ]  # fmt: skip
 FORMAT = "rhumb-catalog"
 FORMAT_VERSION = "2"
 READABLE = ("1", FORMAT_VERSION)
-WITH_LEFT_OUT, WITH_PART = "left-out", "part"
-KNOWN_FEATURES: frozenset[str] = frozenset({"codec-dct", WITH_LEFT_OUT, WITH_PART})
+WITH_LEFT_OUT, WITH_PART, WITH_SHARDS = "left-out", "part", "concept-shards"
+KNOWN_FEATURES: frozenset[str] = frozenset({"codec-dct", WITH_LEFT_OUT, WITH_PART, WITH_SHARDS})
 """What a catalog may require of those who read it; a codec other than float16 is required as codec-KIND."""
 KNOWN_WRITER_FEATURES: frozenset[str] = frozenset()
 """What a catalog may require of those who add to it, and readers may ignore."""
@@ -84,15 +84,19 @@ class Manifest(Strict):
         if self.vectors != _vectors(self.provenance, layout.codecs):
             raise ValueError("vectors do not follow from provenance.spaces")
         _check_schemas(self.schemas, layout)
-        _check_required(self.required_features, _features(layout, self.part))
+        _check_required(self.required_features, _features(layout, self.part, self.concepts))
         named = {CARD, *self.pictures.values(), *self.retired}
         named |= {path for entry in self.indexes.values() for path in entry.files}
-        named |= {self.concepts.path} if self.concepts is not None else set()
+        named |= set(self.concepts.paths) if self.concepts is not None else set()
         named |= {path for chunk in self.chunks.values() for path in chunk.paths}
         begun = self.files or len(named) > 1
         if begun and named != set(self.files):
             odd = sorted(named ^ set(self.files))[0]
             raise ValueError(f"files and their owners (chunks, indexes, concepts, pictures) disagree about {odd}")
+        if self.concepts is not None and self.concepts.shards is not None and begun:
+            counts = [self.files[path].rows or 0 for path in self.concepts.paths]
+            if sum(counts) != self.concepts.rows or 0 in counts:
+                raise ValueError(f"{self.concepts.rows} concepts, {counts} in their shards"[:300])
         for table in TABLES:
             shards = self.shards(table)
             for path in shards:
@@ -137,16 +141,25 @@ def _vectors(provenance: Provenance, codecs: Mapping[str, CodecSpec]) -> dict[st
     }
 
 
-def _features(layout: Layout, part: PackPart | None) -> set[str]:
-    """What readers must know: how vectors are decoded, and what they may not look for."""
-    codecs = {f"codec-{codec.kind}" for codec in layout.codecs.values() if codec.kind != "float16"}
-    return codecs | ({WITH_LEFT_OUT} if layout.left_out else set()) | ({WITH_PART} if part is not None else set())
+def _features(layout: Layout, part: PackPart | None, concepts: ConceptsEntry | None = None) -> set[str]:
+    """What readers must know: how vectors are decoded, what they may not look for, and where concepts lie."""
+    found = {f"codec-{codec.kind}" for codec in layout.codecs.values() if codec.kind != "float16"}
+    in_shards = concepts is not None and concepts.shards is not None
+    has = {WITH_LEFT_OUT: bool(layout.left_out), WITH_PART: part is not None, WITH_SHARDS: in_shards}
+    return found | {name for name, there in has.items() if there}
+
+
+def with_concepts(manifest: Manifest, concepts: ConceptsEntry | None) -> dict[str, Any]:
+    """The changes that give a manifest other concepts."""
+    needed = _features(manifest.layout, manifest.part, concepts)
+    others = set(manifest.required_features) - {WITH_SHARDS}
+    return {"concepts": concepts, "required_features": tuple(sorted(others | needed))}
 
 
 def _check_required(listed: Collection[str], needed: Collection[str]) -> None:
     if missing := sorted(set(needed) - set(listed)):
         raise ValueError(f"required_features leaves out {missing[0]}")
-    if idle := sorted({WITH_LEFT_OUT, WITH_PART} & set(listed) - set(needed)):
+    if idle := sorted({WITH_LEFT_OUT, WITH_PART, WITH_SHARDS} & set(listed) - set(needed)):
         raise ValueError(f"required_features names {idle[0]}, of which there is nothing")
 
 
@@ -188,9 +201,7 @@ def fresh(
 def dump(manifest: Manifest) -> bytes:
     """The manifest as the bytes of its file."""
     value = manifest.model_dump(exclude={"files", "chunks"})  # not mode="json", which would turn NaN into null
-    value["files"] = {path: entry.ready for path, entry in manifest.files.items()}
-    value["chunks"] = {name: entry.ready for name, entry in manifest.chunks.items()}
-    return sealed(value)
+    return sealed({**value, "files": manifest.files, "chunks": manifest.chunks})
 
 
 def parse(data: bytes, name: str = MANIFEST) -> Manifest:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.errors import CatalogError
 
 _SHOWN = 3
-_AWAITING = 50_000  # ids that were added and take 130 bytes each, until they join the others
+_AWAITING = 2_000  # ids that were added and take 130 bytes each, until they join the others
 _HEX = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdef", dtype=np.uint8))
 
 

@@ -28,7 +28,8 @@ from catalog.tables import SORTED, decoded, effects_of, to_direction, values_of
 from pipeline.errors import CatalogError, InputError, NotFoundError
 
 SHORTEST_PREFIX = 6
-_OPEN_FILES = 128  # opening one parses its footer, which takes as long as reading ten rows
+_OPEN_FILES = 32  # opening one parses its footer, which takes as long as reading ten rows
+_AT_ONCE = 32  # shards whose tables lie in memory one by one
 _CORE = ("image_id", "dataset", "region", "space", "kind", "rank", "timestep")
 
 
@@ -190,9 +191,13 @@ class Catalog:
     def _sorted(self, table: str, columns: list[str]) -> pa.Table:
         """Columns of all rows, strings dictionary-encoded, by row."""
         schema = pa.schema([self._schemas[table].field(name) for name in columns])
-        parts = [schema.empty_table()]
-        parts += [self._read(path, None, columns).cast(schema) for path in self.manifest.shards(table)]
-        return pa.concat_tables(parts).take(pa.array(self._places(table).order))
+        parts, some = [schema.empty_table()], list[pa.Table]()
+        for path in self.manifest.shards(table):
+            some.append(self._read(path, None, columns).cast(schema))
+            if len(some) == _AT_ONCE:
+                parts.append(pa.concat_tables(some).combine_chunks())
+                some.clear()
+        return pa.concat_tables([*parts, *some]).take(pa.array(self._places(table).order))
 
     def _table(self, table: str) -> pa.Table:
         if table not in self._light:

@@ -136,19 +136,21 @@ class Shard:
         if chunk.has_dictionary_page or not _ENCODINGS.issuperset(chunk.encodings):
             raise CatalogError(at, f"encodings {chunk.encodings}", "values as they are, without a dictionary", REPAIR)
 
-    def check_pages(self) -> None:
+    def check_pages(self, group: int | None = None, columns: Sequence[str] | None = None) -> None:
         """Raise CatalogError where pages hold more, or other, than the footer says, whose figures all else goes by.
 
-        For what comes from others, before any of it is unpacked. Reads the whole file; some 10 us a page.
+        For what comes from others, before any of it is unpacked. Reads some columns, or all, of a row group, or of all;
+        some 10 us a page.
         """
-        unpacked = 0
+        unpacked, groups = 0, range(self.metadata.num_row_groups) if group is None else (group,)
+        wanted = self._leaves if columns is None else columns
+        leaves = sorted(leaf for name in wanted for leaf in self._leaves[name])
         if self._fetch is not None:
-            self._fetch([(0, self._source.size())])
-        for number in range(self.metadata.num_row_groups):
-            group = self.metadata.row_group(number)
-            for leaf, name in enumerate(self._names):
-                chunk = group.column(leaf)
-                self._check_size(leaf, chunk, group.num_rows)
+            self._fetch(self._spans(groups, leaves))
+        for number in groups:
+            for leaf in leaves:
+                name, chunk = self._names[leaf], self.metadata.row_group(number).column(leaf)
+                self._check_size(leaf, chunk, self.metadata.row_group(number).num_rows)
                 unpacked += chunk.total_uncompressed_size
                 told = (chunk.num_values, chunk.total_uncompressed_size)
                 start, size = chunk.data_page_offset, chunk.total_compressed_size

@@ -351,6 +351,7 @@ def _check_concepts(root: Path, manifest: Manifest) -> Iterator[Problem]:
         return
     with Catalog(root, manifest) as catalog:
         try:
-            yield from (Problem(manifest.concepts.path, what) for what in concept_problems(catalog))
+            yield from (Problem(file, what) for file, what in concept_problems(catalog))
         except DAMAGE as error:
-            yield Problem(manifest.concepts.path, _told(error))
+            named = [path for path in manifest.concepts.paths if path in str(error)]
+            yield Problem((named or [*manifest.concepts.paths, MANIFEST])[0], _told(error))

@@ -27,7 +27,7 @@ from catalog.chunks import (
 from catalog.codecs import CodecSpec
 from catalog.deposits import Deposit, damaged, discard
 from catalog.fs import CARD, MANIFEST, writing_to
-from catalog.kept import keep_receipts, known_rows
+from catalog.kept import KnownMasks, keep_receipts, known_rows
 from catalog.manifest import ChunkEntry, ConceptsEntry, IndexEntry, Manifest, PackPart, Provenance
 from catalog.mirror import locked, opened, recovered, refreshed, start_transaction, store_of
 from catalog.places import Known
@@ -53,7 +53,7 @@ class CatalogWriter:
         self._lock = lock
         self._ids: dict[str, Known] | None = None
         self._settled = True
-        self._masks: Masks = {}
+        self._masks = KnownMasks()
 
     @classmethod
     def create(
@@ -162,10 +162,10 @@ class CatalogWriter:
         return frozenset(self.known()["images"].all())
 
     @property
-    def masks(self) -> dict[tuple[str, str], str]:
-        """The committed region id of each (image id, region)."""
+    def masks(self) -> Mapping[tuple[str, str], str]:
+        """The committed region id of each (image id, region), those of later commits too."""
         self.known()
-        return dict(self._masks)
+        return self._masks
 
     @property
     def failed_images(self) -> dict[str, str]:
@@ -270,8 +270,8 @@ class CatalogWriter:
                 path=path, rows=table.num_rows, directions_fingerprint=self.manifest.directions_fingerprint
             )
             former = self.manifest.concepts
-            gone = [former.path] if former is not None and former.path != path else []
-            self.finish(transaction, self.manifest, {"concepts": entry}, gone)
+            gone = [left for left in former.paths if left != path] if former is not None else []
+            self.finish(transaction, self.manifest, manifests.with_concepts(self.manifest, entry), gone)
 
     def finish(
         self, transaction: Transaction, old: Manifest | None, changes: dict[str, Any], obsolete: list[str] | None = None
@@ -333,7 +333,7 @@ class CatalogWriter:
 
     def _remember(self, ids: Mapping[str, Iterable[str]], masks: Masks) -> None:
         if self._ids is not None:
-            self._masks |= masks
+            self._masks.add(masks)
             for table in TABLES:
                 self._ids[table].add(ids[table])
 

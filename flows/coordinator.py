@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from catalog.deposits import Deposit, clean, discard, whole_deposits
 from catalog.fs import INCOMING
@@ -20,6 +21,7 @@ from flows.watching.progress import Progress
 from flows.work import Desk, Work, stop_marker
 from pipeline.errors import CatalogError
 
+AT_ONCE = 512  # deposits in one commit, at most: all their receipts are in memory then
 COMMIT_SHARE = 0.02  # of the time, at most, that goes into commits
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until a store that is away is asked again; doubled each time
 ROUNDS = 3  # in which work that came to nothing is handed out again
@@ -112,7 +114,11 @@ class Coordinator:
 
     def _adopt(self, counted: bool = True) -> None:
         """Take in what lies in the store; `counted`: as what this run has done."""
-        deposits = list(whole_deposits(self.store, self.job_id))
+        deposits = whole_deposits(self.store, self.job_id)
+        while some := list(islice(deposits, AT_ONCE)):
+            self._adopt_some(some, counted)
+
+    def _adopt_some(self, deposits: Sequence[Deposit], counted: bool) -> None:
         known = self.writer.failed_images
         old: list[Deposit] = []
         new: list[Deposit] = []
@@ -162,7 +168,7 @@ class Coordinator:
             yield work
 
     def _pending(self, chunks: Iterable[Sequence[SourceImage | Failure]]) -> Iterator[Sequence[SourceImage | Failure]]:
-        done, failed, masks = self.writer.done_images, self.writer.failed_images, self.writer.masks
+        done, failed, masks = self.writer.known()["images"], self.writer.failed_images, self.writer.masks
         for chunk in chunks:
             left: list[SourceImage | Failure] = []
             before: dict[str, str] = {}
@@ -189,7 +195,7 @@ class Coordinator:
 
     def _unfinished(self) -> list[Work]:
         """Work that was handed out and left no deposit, or one that clashed, but for images that are over by now."""
-        done, failed = self.writer.done_images, self.report.failed
+        done, failed = self.writer.known()["images"], self.report.failed
         items = [work.items for work in self._open.values()]
         left = [tuple((key, one) for key, one in own if one not in done and key not in failed) for own in items]
         works = [Work(items) for items in left if items]

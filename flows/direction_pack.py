@@ -14,10 +14,10 @@ Nothing of mining is needed for it, and torch only to apply.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -38,14 +38,35 @@ from flows.pack_entries import (
     of_concept,
     of_directions,
 )
-from pipeline.errors import InputError, NotFoundError
+from pipeline.errors import CatalogError, InputError, NotFoundError
 
 if TYPE_CHECKING:
+    from flows.pack_cache import CachedPack
     from flows.pack_editing import Masks, Picture
     from pipeline.models.contract import Denoiser
 
 Units = Literal["absolute", "visible"]
+Asked = ParamSpec("Asked")
+Told = TypeVar("Told")
 _PICTURES = ("effect", "image", "latent", "preview")  # what is looked at, and not needed to search or to apply
+
+
+def _mending(
+    method: Callable[Concatenate[DirectionPack, Asked], Told],
+) -> Callable[Concatenate[DirectionPack, Asked], Told]:
+    """A method that reads: where a pack of the cache proves damaged, it is mended, and the method called once more."""
+
+    @wraps(method)
+    def called(self: DirectionPack, /, *args: Asked.args, **kwargs: Asked.kwargs) -> Told:
+        try:
+            return method(self, *args, **kwargs)
+        except CatalogError:
+            if self._cached is None:
+                raise
+            self._reopen(self._cached)
+        return method(self, *args, **kwargs)
+
+    return called
 
 
 class DirectionPack:
@@ -54,9 +75,16 @@ class DirectionPack:
     `catalog` is all there is of it, `name` what it is called in errors.
     """
 
-    def __init__(self, catalog: Catalog, name: str = "", only: Choice | None = None, prototypes: bool = False) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        name: str = "",
+        only: Choice | None = None,
+        prototypes: bool = False,
+        cached: CachedPack | None = None,
+    ) -> None:
         self.catalog, self.name = catalog, name or str(catalog.folder)
-        self._only, self._prototypes = only or Choice(), prototypes
+        self._only, self._prototypes, self._cached = only or Choice(), prototypes, cached
 
     @classmethod
     def from_pretrained(
@@ -87,9 +115,15 @@ class DirectionPack:
             NotFoundError: no such pack or version, or nothing in it of what is asked for.
             StoreError: the hub cannot be reached, and the cache does not have it.
             InputError: a name, version or range that cannot be one.
+
+        A file of the cache that proves damaged when it is read is fetched again.
         """
+        if not isinstance(name, str | Path):
+            raise InputError("name", repr(name)[:80], "the name of a pack, or the folder of a catalog")
+        if not isinstance(revision, str):
+            raise InputError("revision", repr(revision)[:80], "a version or range, as text")
         only = Choice.of(region=region, dataset=dataset, kind=kind, space=space)
-        if (Path(name) / "manifest.json").is_file():
+        if _is_catalog(name):
             if revision:
                 raise InputError("revision", revision, f"none, as {name} is a folder", "Versions are those of a hub.")
             return cls(Catalog.open(name), str(name), only, prototypes)
@@ -99,16 +133,21 @@ class DirectionPack:
 
         pack = PackName.parse(str(name), revision)
         without = () if previews else _PICTURES
-        part = Part(only.region, only.dataset, only.kind, only.space, prototypes, without)
-        folder, version = cached_pack(pack, part)
-        return cls(Catalog.open(folder), f"{pack}@{version}", only, prototypes)
+        try:
+            part = Part(only.region, only.dataset, only.kind, only.space, prototypes, without)
+        except CatalogError as error:  # a name that nothing in a catalog may have
+            raise InputError(error.field, error.found, error.expected) from error
+        cached = cached_pack(pack, part)
+        return cls(Catalog.open(cached.folder), f"{pack}@{cached.version}", only, prototypes, cached)
 
+    @_mending
     def __repr__(self) -> str:
         rows = self.catalog.manifest.rows("directions")
         return f"DirectionPack({self.name}: {rows} directions, {len(self._concepts)} prototypes)"
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
+    @_mending
     def entries(
         self, *, region: Values = None, kind: Values = None, space: Values = None, concepts: bool = True
     ) -> Entries:
@@ -119,6 +158,7 @@ class DirectionPack:
         choice, known = self._choice(region, kind, space), self._concepts if concepts else ()
         return listed(self.catalog, choice, known, not self._prototypes)
 
+    @_mending
     def search(
         self,
         *,
@@ -150,6 +190,7 @@ class DirectionPack:
         query = checked_query(self.catalog, array, home)
         return alike(self.catalog, choice, self._concepts, not self._prototypes, query, home, k, but)
 
+    @_mending
     def entry(self, key: str) -> Entry:
         """One direction or prototype, by its id or the first digits of it. Raises NotFoundError naming the nearest."""
         found = self._find(key)
@@ -157,16 +198,19 @@ class DirectionPack:
             of_concept(self.catalog, found) if isinstance(found, Concept) else of_directions(self.catalog, [found])[0]
         )
 
+    @_mending
     def vector(self, key: str) -> np.ndarray:
         """float32 of unit norm, in the shape of its space. Raises as `entry`."""
         found = self._find(key)
         return found.vector if isinstance(found, Concept) else self.catalog.vector(found)
 
+    @_mending
     def effect(self, key: str) -> np.ndarray:
         """float32 (C, h, w) of unit norm: what it changes in the predicted picture, small. Raises as `entry`."""
         found = self._find(key)
         return found.effect if isinstance(found, Concept) else self.catalog.effect(found)
 
+    @_mending
     def preview(self, key: str) -> Image.Image:
         """The picture it was found on, changed the minus way, unchanged, and changed the plus way, side by side.
 
@@ -177,6 +221,7 @@ class DirectionPack:
 
     # -- using it --------------------------------------------------------------------------------------------------
 
+    @_mending
     def check(self, pipe: Any, *, other_model: bool = False) -> Denoiser:
         """The model of a diffusers pipeline, if it is that of the pack: by fingerprint, prediction type and schedule.
 
@@ -190,6 +235,7 @@ class DirectionPack:
 
         return checked_model(pipe, self.catalog, self.name, other_model)
 
+    @_mending
     def apply(
         self,
         pipe: Any,
@@ -234,6 +280,7 @@ class DirectionPack:
         settings = edit_settings(recipe_of(self.catalog), denoiser.info.train_timesteps)
         return as_image(editing.edited(denoiser, pixels, [edits], settings)[0])
 
+    @_mending
     def absolute(self, strengths: Mapping[str, float], units: Units = "absolute") -> list[tuple[Entry, float]]:
         """The entries that strengths name, with these in absolute units; those of one entry add up.
 
@@ -251,6 +298,7 @@ class DirectionPack:
             found[entry.id] = entry, before + number * (entry.strength if units == "visible" else 1.0)
         return list(found.values())
 
+    @_mending
     def home_of(self, key: str) -> tuple[str, str | None]:
         """The image on which a direction was found, or whose region a prototype lies at, and the id of that region."""
         found = self._find(key)
@@ -261,6 +309,13 @@ class DirectionPack:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _reopen(self, cached: CachedPack) -> None:
+        """Mend the folder of the cache, and forget what was read of it. Raises CatalogError naming it."""
+        self.catalog.close()
+        cached.mend()
+        self.catalog = Catalog.open(cached.folder)
+        self.__dict__.pop("_concepts", None)
+
     @cached_property
     def _concepts(self) -> tuple[Concept, ...]:
         """The prototypes, of what was asked for; those of former directions are left out, with a warning."""
@@ -268,7 +323,7 @@ class DirectionPack:
         if manifest.concepts is None:
             return ()
         if manifest.concepts.directions_fingerprint != manifest.directions_fingerprint and manifest.part is None:
-            warnings.warn(f"{self.name}: its prototypes are older than its directions, and left out", stacklevel=3)
+            warnings.warn(f"{self.name}: its prototypes are older than its directions, and left out", stacklevel=4)
             return ()
         return tuple(concept for concept in load_concepts(self.catalog) if self._only.meets(concept))
 
@@ -315,6 +370,14 @@ class DirectionPack:
                 "like", f"shape {array.shape}", f"that of one space ({known})", "Name its `space`, or ask by effect."
             )
         return array, fitting[0], ""
+
+
+def _is_catalog(place: str | Path) -> bool:
+    """Whether a name is that of a folder with a catalog."""
+    try:
+        return (Path(place) / "manifest.json").is_file()
+    except OSError:  # too long for a path
+        return False
 
 
 def finite(value: Any, name: str) -> float:

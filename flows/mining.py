@@ -23,12 +23,15 @@ import torch
 
 from catalog.deposits import Target
 from catalog.manifest import Provenance
+from catalog.secrecy import without_secrets
 from catalog.writer import CatalogWriter
 from flows.coordinator import Coordinator
+from flows.datasets.builtin import BUILTIN_LICENCE
 from flows.datasets.contract import Failure, SourceImage
 from flows.datasets.dataset import Dataset
 from flows.gates import adopt_gates
 from flows.miner import METHOD_VERSION, Miner, MiningReport, frame_of, method_fingerprint
+from flows.model_choice import BUILTIN
 from flows.ranks import check_method, check_ranks
 from flows.recipe import Recipe
 from flows.runners.contract import Runner, run_here
@@ -47,14 +50,23 @@ Items = Sequence[SourceImage | Failure]
 
 
 def _described(recipe: Recipe, denoiser: Denoiser) -> dict[str, Any]:
-    """What the manifest says of the model: what it is and, for a loaded one, the commit and files it was read from."""
-    described: dict[str, Any] = {"reference": recipe.model.reference, **asdict(denoiser.info)}
+    """What the manifest says of the model: what it is and, for a loaded one, the commit and files it was read from,
+    its licence and what to cite."""
+    own = _terms(BUILTIN_LICENCE, None) if recipe.model.reference == BUILTIN else {}
+    described: dict[str, Any] = {"reference": recipe.model.reference, **asdict(denoiser.info), **own}
     return described if denoiser.origin is None else described | _traced(denoiser.origin)
 
 
 def _traced(origin: Origin) -> dict[str, Any]:
-    """The commit and the files a model was read from."""
-    return {"commit": origin.commit, "files": {name: asdict(record) for name, record in origin.files.items()}}
+    """The commit and the files a model was read from, and on which terms."""
+    files = {name: asdict(record) for name, record in origin.files.items()}
+    return {"commit": origin.commit, "files": files, **_terms(origin.terms.licence, origin.terms.citation)}
+
+
+def _terms(licence: str | None, citation: str | None) -> dict[str, str]:
+    """What is known of them, without what no manifest may show."""
+    known = {"licence": licence, "citation": citation}
+    return {name: without_secrets(text) for name, text in known.items() if text is not None}
 
 
 def provenance(recipe: Recipe, denoiser: Denoiser, data: Dataset, masks: Origin | None = None) -> Provenance:
@@ -73,6 +85,7 @@ def provenance(recipe: Recipe, denoiser: Denoiser, data: Dataset, masks: Origin 
             "images": data.count(),
             "licence": data.source.licence,
             "redistributable": data.source.redistributable,
+            **_terms(None, data.source.citation),
             **({"origin": dict(data.source.origin)} if data.source.origin else {}),
             **({"mask_model": {"reference": masks.reference, **_traced(masks)}} if masks else {}),
         },

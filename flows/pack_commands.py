@@ -115,10 +115,10 @@ def search(arguments: Namespace) -> None:
     for place, hub in _hubs(arguments.hub):
         try:
             found = [(place, one) for one in hub.find(words)]
-        except StoreError as error:
+        except (StoreError, InputError) as error:
             if arguments.hub:
                 raise
-            complain(f"rhumb search: {error}")  # what lies on this machine can be told without a network
+            complain(f"rhumb search: {error}")  # what lies on this machine can be told without a network, or a login
             found = []
         rows += found
 

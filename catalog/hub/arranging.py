@@ -22,7 +22,7 @@ from catalog.concepts import concepts_schema, stored_table
 from catalog.fs import CARD, write_flushed
 from catalog.hub.folder import DraftFolder
 from catalog.hub.pack_indexes import COLUMNS, PackIndexes, of_rows
-from catalog.hub.parts import part_name
+from catalog.hub.parts import concepts_part, part_name
 from catalog.hub.portable import portable, portable_failures
 from catalog.hub.reuse import WHOLE, grown_only, holders, key_of, reuse_of
 from catalog.hub.waiting import Sorter, Waiting
@@ -36,6 +36,7 @@ from catalog.tables import SORTED
 BATCH_BYTES = 2**25
 """Of a shard of the catalog that are read at once, about."""
 _GROUPED = ("dataset", "region")
+_CONCEPTS_SORTED = [(name, "ascending") for name in ("space", "kind", "concept_id")]
 SHOWING = frozenset({"preview", "image"})
 """Columns without which a pack has no pictures either."""
 _EMPTY = FileEntry(sha256=hashlib.sha256(b"").hexdigest(), bytes=0)
@@ -224,14 +225,13 @@ class _Arrangement:
     def finished(self, pack: PackInfo, pictures: Mapping[str, bytes]) -> Arranged:
         """The manifest and places, once all tables are laid out."""
         manifest, folder = self._source.manifest, self._folder
-        indexes = self._indexes.finish(folder)
+        indexes, concepts = self._indexes.finish(folder), self._concepts()
         changes: dict[str, Any] = {
             "version": 1,
             "chunks": {name: self._chunk(name, entry) for name, entry in manifest.chunks.items()},
             "failed_images": portable_failures(manifest.failed_images),
             "pictures": {} if self._layout.left_out & SHOWING else self._pictures(pictures),
             "indexes": indexes,
-            "concepts": self._concepts(),
             "pack": pack,
         }
         files = {CARD: _EMPTY, **folder.entries}
@@ -243,6 +243,7 @@ class _Arrangement:
         places = {path: folder.root / path for path, entry in folder.entries.items() if before.get(path) != entry}
         story = portable(manifest.provenance)
         begun = manifests.fresh(story, self._source.layout.codecs, self._layout.left_out, manifest.part)
+        changes |= manifests.with_concepts(begun, concepts)
         return Arranged(folder.root, _checked(begun, files=files, **changes), places)
 
     def _chunk(self, name: str, entry: ChunkEntry) -> ChunkEntry:
@@ -270,21 +271,29 @@ class _Arrangement:
         return found
 
     def _concepts(self) -> ConceptsEntry | None:
-        """The concepts, where they are those of the directions."""
+        """The concepts, where they are those of the directions, in shards of a region each. All of them are written
+        anew, from which those of regions that have not changed come out as they were.
+        """
         manifest, layout = self._source.manifest, self._layout
         entry = manifest.concepts
         if entry is None or entry.directions_fingerprint != manifest.directions_fingerprint:
             return None
-        schema = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out)
-        if schema.equals(concepts_schema(layout.spaces, layout.effect_shape, self._source.layout.left_out)):
-            return entry.model_copy(update={"path": self._folder.copy(self._source, entry.path)})
-        table = stored_table(self._source)
+        schema, table = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out), stored_table(self._source)
         assert table is not None  # there is an entry of it
-        rows = table.select(schema.names).replace_schema_metadata(schema.metadata)
+        table = table.select(schema.names).replace_schema_metadata(schema.metadata)
         longest = max(1, manifest.rows("directions"))  # a concept may hold all of them
-        settings = parquet_settings("concepts", schema, layout)
-        path = self._folder.write_table("concepts/{digest}.parquet", rows, settings, longest)
-        return entry.model_copy(update={"path": path})
+        settings, own = parquet_settings("concepts", schema, layout), defaultdict[str, list[int]](list)
+        for number, row in enumerate(table.select(["datasets", "region"]).to_pylist()):
+            own[concepts_part(row["datasets"], row["region"])].append(number)
+        shards = [
+            self._folder.write_table(
+                f"concepts/{part}-{{digest}}.parquet", table.take(numbers).sort_by(_CONCEPTS_SORTED), settings, longest
+            )
+            for part, numbers in own.items()
+        ]
+        return ConceptsEntry(
+            shards=tuple(sorted(shards)), rows=table.num_rows, directions_fingerprint=entry.directions_fingerprint
+        )
 
 
 def _checked(base: Manifest, **changes: Any) -> Manifest:

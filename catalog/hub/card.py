@@ -6,19 +6,23 @@ escaped, in the page and in the YAML.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import yaml
 
 from catalog.card import CardFields, shown, size_category
 from catalog.hub.changes import changes
+from catalog.hub.citations import cited
 from catalog.hub.figures import Figures, Group, Key
-from catalog.hub.licences import NOT_STATED, hub_licence, may_be_passed_on, non_commercial, sources_of, stated
+from catalog.hub.licences import NOT_STATED, may_be_passed_on, non_commercial, pack_licence, sources_of, stated
 from catalog.hub.parts import part_name
+from catalog.hub.usage import Use, usage
 from catalog.manifest import Manifest
 from catalog.schema import TABLES
 
@@ -26,11 +30,12 @@ FIGURES = "rhumb_figures"
 """Key of the YAML under which a card keeps the figures that the next version is compared with."""
 _DIGEST = "?" * 16  # of a shard's name: no part's name that begins with another's ends so
 _LISTED = 200  # lines of a table
-_TAG, _TAGS = 60, 40
+_TAG, _TAGS = 60, 100
+_OWN_TAGS = 30  # of those that a publisher gives, and of names of sources
+_ALL = "all"
 _MARKUP = re.compile(r"[<>`\[\]]")
 _HIDDEN = {ord(c): f"\\u{ord(c):04x}" for c in "<>`[]"}  # in strings of YAML, where they mean the same so
 _SAFE = re.compile(r"[\w][\w .+-]{0,79}", re.ASCII)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _WITHOUT = {"effect": "pictures of effects"}  # others are called by their plural
 
 
@@ -41,13 +46,16 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten t
 
 @dataclass(frozen=True)
 class CardContent:
-    """All that a card is made of. `former`: the manifest of the version before; `before`: its figures, where known."""
+    """All that a card is made of. `former`: the manifest of the version before; `before`: its figures, where known.
+    `hub`: where it is published, as in `PackName`.
+    """
 
     manifest: Manifest
     figures: Figures
     fields: CardFields
     former: Manifest | None = None
     before: Mapping[Key, Group] | None = None
+    hub: str | None = None
 
 
 def pack_card(content: CardContent) -> bytes:
@@ -60,7 +68,7 @@ def pack_card(content: CardContent) -> bytes:
 
 def _front_matter(content: CardContent) -> str:
     manifest, fields = content.manifest, content.fields
-    head: dict[str, Any] = dict(hub_licence(fields.licence))
+    head: dict[str, Any] = dict(pack_licence(fields.licence, bool(bound_sources(content))))
     head["pretty_name"] = _MARKUP.sub("", _title(content))
     head["tags"] = tags(content)
     head["task_categories"] = ["image-to-image", "unconditional-image-generation"]
@@ -104,13 +112,17 @@ def _flat(text: str) -> str:
 
 
 def tags(content: CardContent) -> list[str]:
-    """Words by which the pack is found: what it is, its data sets, regions and model."""
+    """Words by which the pack is found: what it is, its data sets, regions and model; of many sets and regions, some of
+    each.
+    """
     manifest = content.manifest
     reference = str(manifest.provenance.model.get("reference", "")).rpartition("/")[2]
     regions = sorted({group.region for group in content.figures.groups})
     datasets = sorted({group.dataset for group in content.figures.groups})
     named = [str(source.get("name", "")) for source in sources_of(manifest.provenance)]
-    found = ["rhumb", "editing-directions", "diffusion", *content.fields.tags, *datasets, *named, reference, *regions]
+    given = [*named[:_OWN_TAGS], reference, *content.fields.tags[:_OWN_TAGS]]
+    turns = (word for pair in zip_longest(regions, datasets, fillvalue="") for word in pair)
+    found = ["rhumb", "editing-directions", "diffusion", *given, *turns]
     words = (re.sub(r"[^\w.+-]+", "-", _flat(word).lower()).strip("-.")[:_TAG] for word in found)
     return list(dict.fromkeys(word for word in words if word))[:_TAGS]
 
@@ -123,23 +135,32 @@ def configs(content: CardContent) -> list[tuple[str, str]]:
     """
     manifest = content.manifest
     found = {table: f"{table}/*.parquet" for table in TABLES if manifest.rows(table)}
-    if manifest.concepts is not None:
+    if manifest.concepts is not None and manifest.concepts.rows:
         found["concepts"] = "concepts/*.parquet"
     parts = sorted({part_name(group.dataset, group.region) for group in content.figures.groups})
     for part in parts:
-        found[part.replace(".", "_")] = f"directions/{part}-{_DIGEST}.parquet"
+        found[_config(*part.split("."))] = f"directions/{part}-{_DIGEST}.parquet"
     datasets, regions = (sorted({part.split(".")[at] for part in parts}) for at in (0, 1))
     if len(datasets) > 1:
         for region in regions:
-            found.setdefault(f"all_{region}", f"directions/*.{region}-{_DIGEST}.parquet")
+            found[f"{_ALL}_{_named(region)}"] = f"directions/*.{region}-{_DIGEST}.parquet"
         for dataset in datasets:
-            found.setdefault(f"{dataset}_all", f"directions/{dataset}.*.parquet")
+            found[f"{_named(dataset)}_{_ALL}"] = f"directions/{dataset}.*.parquet"
     return list(found.items())
 
 
 def config_of(dataset: str, region: str) -> str:
     """The configuration of one region of a data set."""
-    return part_name(dataset, region).replace(".", "_")
+    return _config(*part_name(dataset, region).split("."))
+
+
+def _config(dataset: str, region: str) -> str:
+    return f"{_named(dataset)}_{_named(region)}"
+
+
+def _named(half: str) -> str:
+    """Half of a part's name as configurations have it, where `all` is not the name of one."""
+    return half if half != _ALL else f"{_ALL}-{hashlib.sha256(_ALL.encode()).hexdigest()[:6]}"
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -178,7 +199,8 @@ def _what(content: CardContent) -> str:
     assert pack is not None
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
     shapes = ", ".join(f"{space} {tuple(v.shape)} as {v.codec.kind}" for space, v in sorted(manifest.vectors.items()))
-    concepts = f", {manifest.concepts.rows:,} prototypes" if manifest.concepts is not None else ""
+    count = manifest.concepts.rows if manifest.concepts is not None else 0
+    concepts = f", {count:,} prototypes" if count else ""
     indexes = ", ".join(sorted(manifest.indexes)) or "none"
     text = (
         f"Version {pack.version} of `{pack.repository}`: {manifest.rows('directions'):,} directions{concepts} on "
@@ -227,30 +249,7 @@ def _use(content: CardContent) -> str:
     first = next((g for g in content.figures.groups if _SAFE.fullmatch(g.region)), None)
     region = first.region if first is not None else "REGION"
     config = config_of(first.dataset, first.region) if first is not None else "directions"
-    reference = str(content.manifest.provenance.model.get("reference", ""))
-    model = reference if _HUB_ID.fullmatch(reference) else "MODEL"
-    return f"""```python
-from diffusers import DiffusionPipeline
-from flows.direction_pack import DirectionPack  # of rhumb
-pack = DirectionPack.from_pretrained("{pack.repository}", revision="v{pack.version}", region="{region}")
-best, pipe = pack.search(region="{region}")[0], DiffusionPipeline.from_pretrained("{model}")
-pack.apply(pipe, "picture.png", {{best.id: best.strength}}).save("edited.png")
-```
-
-On the command line, whole or in part, to search, apply and merge as any other catalog:
-
-```
-rhumb pull {pack.repository}@{pack.version} --region "{region}" --out CATALOG
-```
-
-Without rhumb, as tables; how vectors are stored is in `manifest.json`, under `vectors`:
-
-```python
-from datasets import load_dataset
-
-directions = load_dataset("{pack.repository}", "directions", revision="v{pack.version}", split="train")
-one_region = load_dataset("{pack.repository}", "{config}", revision="v{pack.version}", split="train")
-```"""
+    return usage(Use(pack, content.hub, content.manifest.provenance.model, region, config))
 
 
 def quality_table(groups: Sequence[Group]) -> str:
@@ -297,7 +296,8 @@ def _sources(content: CardContent) -> str:
 def _described(part: Mapping[str, Any]) -> str:
     """The plain entries of a section of the provenance, on one line."""
     plain = {key: value for key, value in sorted(part.items()) if isinstance(value, str | int | float)}
-    told = (f"{shown(k)}: {shown(v)}" for k, v in plain.items() if k not in ("licence", "redistributable"))
+    apart = ("licence", "citation", "redistributable")
+    told = (f"{shown(k)}: {shown(v)}" for k, v in plain.items() if k not in apart)
     return "; ".join(told)
 
 
@@ -326,8 +326,7 @@ def _licence(content: CardContent) -> str:
     unknown = [what for what, licence in licences.items() if licence == NOT_STATED]
     if unknown:
         text += f"\n\nNobody stated the licence of the {' and of the '.join(unknown)}: find out before you use it."
-    cited = "\n".join(f"- {shown(entry)}" for entry in fields.citations) or "- none given"
-    return f"{text}\n\nPlease cite:\n\n{cited}"
+    return f"{text}\n\nPlease cite:\n\n{cited(fields.citations)}"
 
 
 def _provenance(manifest: Manifest) -> str:

@@ -109,6 +109,8 @@ class Hub(ABC):
 
     place: str
     """Where it is, for people and for what is kept of a pull; without credentials."""
+    away: bool = False
+    """Whether the versions that it told last are those of a cache, since it could not be asked itself."""
 
     @abstractmethod
     def versions(self, repository: str) -> dict[Version, str]:
@@ -129,6 +131,10 @@ class Hub(ABC):
 
         Raises ConflictError: the version exists, or another was published since the draft was made.
         """
+
+    def settle(self, repository: str) -> None:
+        """Finish what a publication has left to do that was cut off after its version was there, where that may be."""
+        return
 
     @abstractmethod
     def find(self, words: Sequence[str]) -> Iterator[PackSummary]:

@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, try_t
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # named in its lazy list, which mypy does not see
     build_hf_headers,
+    get_session,
     hf_raise_for_status,
     http_stream_backoff,
 )
@@ -23,8 +24,9 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # named in it
 from catalog.fs import MANIFEST, check_relative, disk_error
 from catalog.hub.cards import plain_fields
 from catalog.hub.contract import Draft, Hub, PackSummary, Progress, Snapshot
-from catalog.hub.hugging_face_calls import clear_error, endpoint, patiently
-from catalog.hub.hugging_face_publishing import DATASET, publish, versions_of
+from catalog.hub.hugging_face_calls import UnreachableError, clear_error, endpoint, patiently
+from catalog.hub.hugging_face_publishing import publish
+from catalog.hub.hugging_face_repository import DATASET, Repository, versions_of
 from catalog.hub.names import Version, is_name
 from catalog.local_store import whole_piece
 from catalog.manifest import FileEntry
@@ -40,10 +42,13 @@ _REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 class HuggingFaceSnapshot(Snapshot):
-    """A commit of a dataset repository, and the tag by which it is known."""
+    """A commit of a dataset repository, and the tag by which it is known.
 
-    def __init__(self, repository: str, version: Version, revision: str) -> None:
-        self.revision, self._repository, self._tag = revision, repository, version.tag
+    `away`: why the Hub cannot be reached, where that is known: then all is of the client's cache, nothing waited for.
+    """
+
+    def __init__(self, repository: str, version: Version, revision: str, away: UnreachableError | None = None) -> None:
+        self.revision, self._repository, self._tag, self._away = revision, repository, version.tag, away
         self.place = f"{endpoint()}/datasets/{repository}/tree/{version.tag}"
 
     def manifest(self, anew: bool = False) -> bytes:
@@ -68,6 +73,8 @@ class HuggingFaceSnapshot(Snapshot):
 
     def read(self, name: str, entry: FileEntry, start: int, size: int) -> bytes:
         url = hf_hub_url(self._repository, check_relative(name), repo_type=DATASET, revision=self.revision)
+        if self._away is not None:
+            raise self._away
         wanted = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
         try:
             piece = _piece(url, {**build_hf_headers(), **wanted}, start, size, entry.bytes) if size else b""
@@ -77,6 +84,11 @@ class HuggingFaceSnapshot(Snapshot):
 
     def _cached(self, name: str, revision: str, anew: bool) -> Path:
         """Where the client's cache has a file; fetched where it has not."""
+        if self._away is not None:
+            cached = try_to_load_from_cache(self._repository, name, revision=revision, repo_type=DATASET)
+            if anew or not isinstance(cached, str):
+                raise self._away
+            return Path(cached)
         try:
             path = hf_hub_download(self._repository, name, repo_type=DATASET, revision=revision, force_download=anew)
         except Exception as error:
@@ -110,11 +122,13 @@ class HuggingFaceHub(Hub):
     def __init__(self, private: bool | None = None) -> None:
         self.place, self._private = endpoint(), private
         self._api = HfApi(library_name="rhumb")
+        self._unreachable: UnreachableError | None = None
 
     def versions(self, repository: str) -> dict[Version, str]:
         """See the contract. Without a connection those whose manifest is in the client's cache."""
         cached = _cached_versions(repository)
-        if cached and constants.is_offline_mode():
+        self.away = bool(cached) and constants.is_offline_mode()
+        if self.away:
             return cached
         try:
             refs = patiently(
@@ -122,23 +136,30 @@ class HuggingFaceHub(Hub):
             )
         except NotFoundError:
             return {}
-        except StoreError:
-            if cached:
-                return cached
-            raise
+        except StoreError as error:
+            if not cached:
+                raise
+            self.away, self._unreachable = True, error if isinstance(error, UnreachableError) else None
+            return cached
+        self._unreachable = None
         return versions_of(refs)
 
     def snapshot(self, repository: str, version: Version, revision: str) -> Snapshot:
         if not _REVISION.fullmatch(revision):
             raise CatalogError(f"{repository} {version}", repr(revision)[:60], "the name of a commit")
-        return HuggingFaceSnapshot(repository, version, revision)
+        return HuggingFaceSnapshot(repository, version, revision, self._unreachable)
 
     def publish(self, draft: Draft, progress: Progress) -> str:
         """See the contract."""
         return publish(self._api, draft, progress, self._private)
 
+    def settle(self, repository: str) -> None:
+        """See the contract: brings the main branch to the newest version, and deletes branches of published ones."""
+        Repository(self._api, repository).settle()
+
     def find(self, words: Sequence[str]) -> Iterator[PackSummary]:
-        """See the contract. Cost: a request, and one for each repository that is found."""
+        """See the contract. Cost: two requests, and one for each repository that is found."""
+        patiently("search", _reach, _PATIENCE)  # without a connection the listing would try again for half a minute
         told: list[Any] = ["tags", "cardData", "private"]
         listed = patiently(
             "search", lambda: list(self._api.list_datasets(filter=TAG, expand=told, limit=_MOST)), _PATIENCE
@@ -158,6 +179,11 @@ class HuggingFaceHub(Hub):
             return self.versions(repository)
         except InputError:
             return {}
+
+
+def _reach() -> None:
+    """Have any answer of the Hub. Raises what the client does where there is no connection."""
+    get_session().head(constants.ENDPOINT, timeout=constants.DEFAULT_REQUEST_TIMEOUT)
 
 
 def _cached_versions(repository: str) -> dict[Version, str]:

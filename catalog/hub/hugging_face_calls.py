@@ -25,7 +25,9 @@ from huggingface_hub.errors import (
 )
 
 from catalog.fs import disk_error
+from catalog.hub.cache import READ_ONLY
 from catalog.hub.cards import plain
+from catalog.secrecy import guard_logs
 from catalog.store_calls import StoreError, bounded, without_secrets
 from pipeline.errors import CatalogError, ConflictError, InputError, NotFoundError, RhumbError
 
@@ -36,6 +38,12 @@ _TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}|(?i:bearer\s+)\S+")
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOG_IN = "Log in with `hf auth login`, or renew HF_TOKEN in the environment"
 Result = TypeVar("Result")
+
+guard_logs()
+
+
+class UnreachableError(StoreError):
+    """No connection to the Hub can be made."""
 
 
 class StaleError(ConflictError):
@@ -85,8 +93,9 @@ def clear_error(what: str, error: BaseException) -> Exception:
             return clear
     if isinstance(error, EntryNotFoundError):
         return StoreError(what, "a file that is not in the client's cache", "the Hub to be reached", "Try again")
-    if isinstance(error, PermissionError):
-        return InputError(what, harmless(str(error)), "a cache of the Hub's client that may be written to")
+    if isinstance(error, OSError) and error.errno in READ_ONLY:
+        expected = "a cache of the Hub's client that may be written to"
+        return InputError(what, harmless(str(error)), expected, "Set HF_HOME to such a folder")
     if isinstance(error, OSError):  # a file that ended too soon, after the client's own attempts
         return StoreError(what, harmless(str(error)), "a whole answer", "Try again: what was done is not lost")
     if isinstance(error, ValueError):
@@ -104,7 +113,8 @@ def _clear(what: str, error: BaseException) -> Exception | None:
         return InputError(what, found, "the Hub to be reached", "Unset HF_HUB_OFFLINE, or use a version that is cached")
     if isinstance(error, httpx2.HTTPError | TimeoutError):
         found = f"no connection to {endpoint()} ({type(error).__name__}: {harmless(str(error))})"
-        return StoreError(what, found, "an answer of the Hub", "Try again: what was done is not lost")
+        kind = UnreachableError if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else StoreError
+        return kind(what, found, "an answer of the Hub", "Try again: what was done is not lost")
     return disk_error(Path(constants.HF_HUB_CACHE), error) if isinstance(error, OSError) else None
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from catalog.manifest import Provenance
@@ -23,7 +24,25 @@ KNOWN: frozenset[str] = frozenset(
     ]
 )  # fmt: skip
 """Names that the Hub knows."""
-_NON_COMMERCIAL = re.compile(r"\bnc\b|non[- ]?commercial|(?:academic|research) (?:use|purposes) only", re.IGNORECASE)
+_RESEARCH = r"(?:academic|education(?:al)?|personal|private|research|scientific|scholarly|teaching)"
+_USE = r"(?:use|usage|purposes?|applications?|exploitation)"
+_NON_COMMERCIAL = re.compile(
+    r"\bnc\b|\bnon ?commercial"
+    r"|\b(?:no|not|nor|never|without|prohibit\w*|forbid\w*|exclud\w*)"
+    r"(?: (?:allow(?:ed)?|any|available|be|for|free|in|intended|licen[cs]ed|made|of|permit(?:ted)?|to|used?))*"
+    r" commercial"
+    rf"|\bcommercial(?: {_USE})?(?: (?:is|are))?(?: strictly)? (?:disallowed|excluded|forbidden|not|prohibited)\b"
+    rf"|\b{_RESEARCH}(?:(?:,| and| or|/)? ?{_RESEARCH})*(?: {_USE})? only\b"
+    rf"|\bonly (?:be used )?(?:for|in)(?: \w+)? {_RESEARCH}\b"
+)
+_BOUND_NAMES = frozenset({"apple-amlr", "deepfloyd-if-license", "intel-research"})  # that say it in their text alone
+_NOTHING = frozenset({
+    "", "?", "n.a.", "n/a", "na", "no licence", "no license", "none", "none given", "none stated", "noassertion",
+    "not applicable", "not given", "not known", "not specified", NOT_STATED, "null", "tbd", "unknown", "unspecified",
+})  # fmt: skip
+"""Words of those who were asked for a licence and had none."""
+_LABEL = re.compile(r"(?:code|data|images|model|pictures|weights) ?: ?")
+_BOUND_MARK = "-with-non-commercial-sources"
 _LINK = re.compile(r"https://[^\s()<>\"']+")
 _LONGEST = 60
 
@@ -33,7 +52,9 @@ def hub_licence(text: str) -> dict[str, str]:
 
     `CC BY-NC 4.0 (NAVER Corporation)` is cc-by-nc-4.0; a licence that is one of several in a text is not looked for.
     """
-    found = text.strip().lower()
+    normal = _normal(text)
+    label = _LABEL.match(normal)
+    found = normal[label.end() :] if label is not None else normal
     if found in KNOWN:
         return {"license": found}
     words = re.sub(r"[^a-z0-9.+]+", "-", re.split(r"[(;:,]", found)[0]).strip("-.")
@@ -44,28 +65,63 @@ def hub_licence(text: str) -> dict[str, str]:
     return fields if link is None else {**fields, "license_link": link[0].rstrip(".,;")}
 
 
+def pack_licence(own: str, bound: bool) -> dict[str, str]:
+    """What the YAML of a pack's card says of its licence; with `bound`, some of its sources forbid commercial use.
+
+    A name that does not say so does not stand there alone, where people and filters take it for the whole.
+    """
+    fields = hub_licence(own)
+    if not bound:
+        return fields
+    name = fields.get("license_name", fields["license"])
+    if non_commercial(name):
+        return fields
+    name = f"{name[: _LONGEST - len(_BOUND_MARK)].strip('-.')}{_BOUND_MARK}"
+    return {**fields, "license": "other", "license_name": name}
+
+
 def non_commercial(text: str | None) -> bool:
-    """Whether a licence allows no commercial use, as far as its name or text says so."""
-    return text is not None and _NON_COMMERCIAL.search(text) is not None
+    """Whether a licence allows no commercial use, as far as its name or text says so, in the ways people write it."""
+    if text is None:
+        return False
+    normal = _normal(text)
+    return normal in _BOUND_NAMES or _NON_COMMERCIAL.search(normal.replace("-", " ")) is not None
 
 
 def stated(text: object) -> str | None:
-    """A licence that somebody stated; None for none, and for the word that says so."""
-    known = isinstance(text, str) and text.strip().lower() not in ("", NOT_STATED, "unknown")
-    return str(text).strip() if known else None
+    """A licence that somebody stated; None for none, and for the words that say so."""
+    if not isinstance(text, str) or _normal(text).replace("-", " ").strip() in _NOTHING:
+        return None
+    return text.strip()
+
+
+def _normal(text: str) -> str:
+    """Text as it is compared: one sort of dashes and blanks, nothing that is not seen, small letters."""
+    plain = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    dashed = "".join("-" if c == "_" or unicodedata.category(c) == "Pd" else c for c in plain)
+    return " ".join(dashed.lower().split())
+
+
+def _sections(provenance: Provenance) -> Iterator[tuple[Mapping[str, Any], bool]]:
+    """Every section on data, and whether it is of one data set; catalogs that were merged may be so of merged ones."""
+    waiting: list[Mapping[str, Any]] = [provenance.data]
+    while waiting:
+        section = waiting.pop(0)
+        merged = section.get("sources")
+        inner = merged if isinstance(merged, Sequence) and not isinstance(merged, str) else []
+        found = [source for source in inner if isinstance(source, Mapping)]
+        yield section, not found
+        waiting[:0] = found
 
 
 def sources_of(provenance: Provenance) -> list[Mapping[str, Any]]:
     """What is known of each data set a catalog was mined from."""
-    merged = provenance.data.get("sources")
-    if not isinstance(merged, Sequence) or isinstance(merged, str) or not merged:
-        return [provenance.data]
-    return [source for source in merged if isinstance(source, Mapping)] or [provenance.data]
+    return [section for section, single in _sections(provenance) if single]
 
 
 def may_be_passed_on(provenance: Provenance) -> bool:
     """Whether every data set's pictures may be passed on."""
-    return all(source.get("redistributable") is not False for source in [provenance.data, *sources_of(provenance)])
+    return all(section.get("redistributable") is not False for section, _ in _sections(provenance))
 
 
 def carried_over(provenance: Provenance, model: str | None, data: str | None) -> str | None:
@@ -79,5 +135,5 @@ def carried_over(provenance: Provenance, model: str | None, data: str | None) ->
     bound = sorted({text for text in [*known, model] if text is not None and non_commercial(text)})
     if bound:
         return bound[0] if len(bound) == 1 else f"several licences: {'; '.join(bound)}"
-    free = {None if text is None else text.lower() for text in [*known, model]}
+    free = {None if text is None else _normal(text) for text in [*known, model]}
     return next(text for text in [*known, model] if text) if len(free) == 1 and None not in free else None

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from catalog import manifest as manifests
-from catalog.concepts import concepts_schema, stored_table
+from catalog.concepts import concepts_schema
 from catalog.filtering import matches
 from catalog.hub.contract import Progress
 from catalog.hub.listing import shares
@@ -55,13 +55,16 @@ def _concepts(source: SnapshotCatalog, part: Part) -> pa.Table | None:
     entry = source.manifest.concepts
     if entry is None or entry.directions_fingerprint != source.manifest.directions_fingerprint:
         return None
-    table = stored_table(source)
-    assert table is not None  # there is an entry
-    rows = table.select(["datasets", *SORTS[1:]]).to_pylist()
-    fits = [any(part.takes(name, *(row[column] for column in SORTS[1:])) for name in row["datasets"]) for row in rows]
     layout = source.layout
     schema = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out | set(part.without))
-    return table.filter(pa.array(fits, pa.bool_())).select(schema.names).replace_schema_metadata(schema.metadata)
+    found = [schema.empty_table()]
+    for path in filter(part.may_hold, entry.paths):
+        rows = source.near(path, part)
+        source.prefetch(path, rows, schema.names)
+        told = source.shard_part(path, rows, ["datasets", *SORTS[1:]]).to_pylist()
+        rows[rows] = [any(part.takes(one, *(r[name] for name in SORTS[1:])) for one in r["datasets"]) for r in told]
+        found.append(source.shard_part(path, rows, schema.names).replace_schema_metadata(schema.metadata))
+    return pa.concat_tables(found).sort_by("concept_id")
 
 
 class _Choice:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from catalog.rules import KINDS, check_name
 from catalog.schema import LEFT_OUT
-from pipeline.errors import InputError
+from pipeline.errors import CatalogError, InputError
 
 _LONGEST, _MARK = 40, 6
 _OTHER = re.compile(r"[^a-z0-9]+")
 _SHARD = re.compile(r"directions/([a-z0-9-]+\.[a-z0-9-]+)-[0-9a-f]{16}\.parquet")
+_CONCEPTS = re.compile(r"concepts/((?:[a-z0-9-]+\.)?[a-z0-9-]+)-[0-9a-f]{16}\.parquet")
 _ONLY = ("only",)
 
 
@@ -39,6 +41,19 @@ def part_of(shard: str) -> str | None:
     return found[1] if found is not None else None
 
 
+def concepts_part(datasets: Sequence[str], region: str) -> str:
+    """How the shard of a region's concepts whose members are of these data sets is called: as shards of its directions,
+    or by the region alone where there are several data sets.
+    """
+    return part_name(datasets[0], region) if len(datasets) == 1 else _slug(region)
+
+
+def part_of_concepts(shard: str) -> str | None:
+    """The `concepts_part` that the path of a file of concepts says; None for one that may hold any."""
+    found = _CONCEPTS.fullmatch(shard)
+    return found[1] if found is not None else None
+
+
 @dataclass(frozen=True)
 class Part:
     """Which directions of a pack are asked for, and which columns are not. Nothing given: no restriction.
@@ -60,7 +75,10 @@ class Part:
                 raise InputError(name, unknown[0][:60], f"some of {', '.join(known)}")
         for name in ("regions", "datasets"):
             for value in getattr(self, name):
-                check_name(value, name)
+                try:
+                    check_name(value, name)
+                except CatalogError as error:
+                    raise InputError(name, error.found, error.expected) from error
 
     @property
     def filters(self) -> dict[str, tuple[str, ...]]:
@@ -75,9 +93,10 @@ class Part:
         return all(not wanted or value in wanted for wanted, value in asked)
 
     def may_hold(self, shard: str) -> bool:
-        """Whether the path of a directions shard leaves it open that it holds rows that are asked for."""
-        own = part_of(shard)
+        """Whether the path of a shard, of directions or concepts, leaves it open that it holds rows of the part."""
+        own = part_of(shard) or part_of_concepts(shard)
         if own is None:
             return True
-        asked = zip((self.datasets, self.regions), own.split("."), strict=True)
-        return all(not wanted or slug in map(_slug, wanted) for wanted, slug in asked)
+        dataset, dot, region = own.rpartition(".")
+        asked = ((self.datasets, dataset, bool(dot)), (self.regions, region, True))
+        return all(not wanted or not said or slug in map(_slug, wanted) for wanted, slug, said in asked)

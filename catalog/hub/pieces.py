@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from catalog.fs import cache_folder, disk_error, flush_folder, sha256_of, write_flushed
+from catalog.fs import disk_error, flush_folder, sha256_of, write_flushed
+from catalog.hub.cache import writable_cache
 from catalog.hub.contract import Snapshot
 from catalog.manifest import FileEntry
 from catalog.shards import Span
@@ -49,11 +50,11 @@ def patiently(call: Callable[[], Result]) -> Result:
 
 
 def pieces_folder(origin: str) -> Path:
-    """Where the pieces of the files of one repository lie: below $RHUMB_CACHE, or ~/.cache/rhumb.
+    """Where the pieces of the files of one repository lie: below $RHUMB_CACHE, or ~/.cache/rhumb, if that is writable.
 
     Each repository has its own: one that names the files of another could otherwise leave wrong pieces of them.
     """
-    return cache_folder() / "pieces" / hashlib.sha256(origin.encode()).hexdigest()[:16]
+    return writable_cache() / "pieces" / hashlib.sha256(origin.encode()).hexdigest()[:16]
 
 
 def joined(ranges: Iterable[Range], gap: int = 0) -> list[Range]:

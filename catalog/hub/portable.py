@@ -1,14 +1,19 @@
-"""What of a catalog's story may travel: everything but where things lay on the machine that mined it."""
+"""What of a catalog's story may travel: everything but secrets, and where things lay on the machine that mined it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
+from catalog.card import CardFields
 from catalog.manifest import FailedImage, Provenance
+from catalog.secrecy import without_secrets
 
 _NAMELESS = "local"
+_CITATIONS = ("citation", "citations")
+_ACCENT = re.compile(r"\\|[^:]*\\")
 _HOMES = frozenset({"home", "Users", "users"})
 _ROOTED = re.compile(r"(?:file:|~|/|\\|[A-Za-z]:[\\/]|\.\.?(?:[\\/]|$)).*")
 _UPWARDS = re.compile(r"\S*[\\/]\.\.(?:[\\/]\S*)?")
@@ -23,7 +28,9 @@ _ACCESS = re.compile(r"(?<=://)[^/\s@]+@|(?<=\w)\?[^\s)]*=[^\s)]*")
 
 
 def portable(provenance: Provenance) -> Provenance:
-    """The same without local paths: of each its last component stays. What a catalog is known by are fingerprints."""
+    """The same without secrets and local paths: of each path its last component stays. What a catalog is known by are
+    fingerprints.
+    """
     parts = {name: _plain(getattr(provenance, name)) for name in ("recipe", "model", "data")}
     return provenance.model_copy(update=parts)
 
@@ -33,21 +40,36 @@ def portable_failures(failed: Mapping[str, FailedImage]) -> dict[str, FailedImag
     return {key: entry.model_copy(update={"reason": portable_text(entry.reason)}) for key, entry in failed.items()}
 
 
-def _plain(value: Any) -> Any:
+def portable_fields(card: CardFields) -> CardFields:
+    """The same in texts that may travel."""
+    texts: dict[str, Any] = {}
+    for name in (field.name for field in fields(card)):
+        value = getattr(card, name)
+        texts[name] = type(value)(_plain(value, name))
+    return replace(card, **texts)
+
+
+def _plain(value: Any, key: str = "") -> Any:
     if isinstance(value, str):
-        return portable_text(value)
+        return _portable_citation(value) if key in _CITATIONS else portable_text(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: _plain(item, name) for name, item in value.items()}
+    return [_plain(item, key) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _portable_citation(text: str) -> str:
+    """BibTeX, whose backslashes lead to accents and not to files."""
+    safe = without_secrets(_ACCESS.sub("", text))
+    return _BARE.sub(lambda found: found[0] if _ACCENT.match(found[0]) else _last(found[0]), safe)
 
 
 def portable_text(text: str) -> str:
     """A local path as its last component; other text with the absolute paths in it as theirs, and URLs as anybody may
-    see them. What is relative and leads nowhere else stays as it is, as names on the Hub do.
+    see them; neither with secrets. What is relative and leads nowhere else stays as it is, as names on the Hub do.
     """
+    text = _ACCESS.sub("", without_secrets(_ACCESS.sub("", text)))
     if not _PROSE.search(text) and (_ROOTED.fullmatch(text) or _UPWARDS.fullmatch(text)):
         return _last(text)
-    text = _ACCESS.sub("", text)
     text = _QUOTED.sub(lambda found: f"{found[1]}{_last(found[2])}{found[1]}", text)
     return _BARE.sub(lambda found: _last(found[0]), text)
 

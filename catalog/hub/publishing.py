@@ -20,11 +20,13 @@ from catalog.fs import CARD, RUN, disk_error, sha256_of
 from catalog.hub.arranging import SHOWING, Arranged, arrange
 from catalog.hub.card import MOST_CARD, CardContent, figures_in, pack_card
 from catalog.hub.card_safety import check_card
+from catalog.hub.citations import citations_of
 from catalog.hub.contract import Draft, FormerDamagedError, Hub, Progress
 from catalog.hub.figures import Figures, Group, Key, figures_of
 from catalog.hub.licences import NOT_STATED, carried_over, may_be_passed_on, sources_of, stated
 from catalog.hub.names import PackName, Version
 from catalog.hub.pieces import patiently
+from catalog.hub.portable import portable, portable_fields
 from catalog.hub.sheets import sheets
 from catalog.hub.snapshots import SnapshotCatalog, open_version
 from catalog.manifest import Manifest, PackInfo, Provenance
@@ -85,13 +87,16 @@ def publish(
     with Catalog.open(catalog) as source:
         fields = with_licences(card, source.manifest.provenance)
         versions = hub.versions(repository)
+        if number in versions and not dry_run:
+            hub.settle(repository)
         _refuse_published(name, number, versions)
         former = _below(hub, repository, number, versions)
         _refuse_damaged(source)
         before = former.manifest if former is not None else None
         for shared in (former, None):
             with workplace(source.folder) as folder:
-                content = partial(CardContent, fields=fields, former=before, before=_figures_before(former, folder))
+                figures = _figures_before(former, folder)
+                content = partial(CardContent, fields=fields, former=before, before=figures, hub=name.hub)
                 arranged = _arranged(source, content, pack, shared, folder, left_out, progress)
                 draft = _draft(arranged, number, shared.snapshot.revision if shared is not None else None)
                 try:
@@ -109,10 +114,17 @@ def publish(
 
 
 def with_licences(card: CardFields, provenance: Provenance) -> CardFields:
-    """The fields with the licences that the data sets state, and that of the pack: the one given, or theirs.
+    """The fields with the licences that model and data sets state, what these ask to be cited, and the licence of the
+    pack: the one given, or theirs. No text in them holds a secret or a local path.
 
-    Raises InputError where nobody has named one.
+    Raises InputError where nobody has named one, or with a word that names none.
     """
+    card, provenance = portable_fields(card), portable(provenance)
+    if card.licence != NOT_STATED and stated(card.licence) is None:
+        raise InputError(
+            "licence", repr(card.licence)[:60], "the name of a licence, such as cc-by-4.0, or its words",
+            "Leave it out to have that of its sources; nothing was published",
+        )  # fmt: skip
     data = stated(card.data_licence)
     known = [text for source in sources_of(provenance) if (text := stated(source.get("licence"))) is not None]
     data = data or "; ".join(dict.fromkeys(known)) or None
@@ -124,7 +136,10 @@ def with_licences(card: CardFields, provenance: Provenance) -> CardFields:
             "licence", f"none, and none that follows from the sources ({told})", "a licence for the pack",
             "Name one, such as --licence cc-by-4.0; nothing was published",
         )  # fmt: skip
-    return replace(card, licence=own, model_licence=model or NOT_STATED, data_licence=data or NOT_STATED)
+    cited = tuple(dict.fromkeys((*citations_of(provenance), *card.citations)))
+    return replace(
+        card, licence=own, model_licence=model or NOT_STATED, data_licence=data or NOT_STATED, citations=cited
+    )
 
 
 def _refuse_published(name: PackName, version: Version, versions: Collection[Version]) -> None:

@@ -5,52 +5,43 @@ The manifest is put last: what was cut off is no catalog, and another call goes 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from catalog import manifest as manifests
-from catalog.fs import CARD, LOCK, MANIFEST, PULLED, STAGING, disk_error, flush_folder, inside, sha256_of, write_flushed
+from catalog.fs import CARD, MANIFEST, STAGING, inside, sha256_of
 from catalog.hub.card_safety import check_card
 from catalog.hub.contract import Hub, Progress
-from catalog.hub.names import BUILTIN, PackName
+from catalog.hub.names import BUILTIN, PackName, Version, chosen_version
 from catalog.hub.opening import open_hub
 from catalog.hub.part_building import build_part
 from catalog.hub.parts import Part
 from catalog.hub.pieces import ANEW, patiently
-from catalog.hub.snapshots import SnapshotCatalog, open_pack
-from catalog.manifest import Digest, Manifest, PackPart
-from catalog.store import as_url
+from catalog.hub.pulled import (
+    BUILT,
+    Keeper,
+    disk_errors,
+    is_whole,
+    made,
+    missing,
+    pulled_from,
+    refuse_other_content,
+    staging_in,
+    without_retired,
+)
+from catalog.hub.snapshots import SnapshotCatalog, open_version
+from catalog.manifest import Manifest, PackPart
+from catalog.store import StoreError, as_url
 from catalog.transaction import Lock
 from catalog.verify import check_content
-from pipeline.errors import BusyError, CatalogError, ConflictError, NotFoundError
+from pipeline.errors import BusyError, CatalogError, InputError, NotFoundError
 
 _ABREAST = 4  # files at once
-_DRAFT = "pull.tmp"
-_BUILT = "part"  # a part while it is being made
-_LARGEST_RECORD = 2**24
-
-
-class PulledFrom(PackPart):
-    """What a folder was pulled from, as `.pulled.json` says: `hub` as in a `PackName`, `place` as people call it.
-
-    `manifest`: sha256 of the manifest that is put there last.
-    """
-
-    hub: str | None
-    place: str
-    manifest: Digest
-
-    def is_of(self, asked: PackPart) -> bool:
-        """Whether it is of this version and part."""
-        return all(getattr(self, name) == getattr(asked, name) for name in PackPart.model_fields)
 
 
 @dataclass(frozen=True)
@@ -77,47 +68,64 @@ def pull(
     """Put a published version, or a part of it, into the folder `out`: a catalog like any other.
 
     Of a part only what is needed travels, and what has come once is kept in the cache: pulled again, or another part
-    that shares rows with it, nothing comes twice. A pull that was cut off continues, a finished one changes nothing.
+    that shares rows with it, nothing comes twice. A pull that was cut off continues, a finished one changes nothing. A
+    folder that holds the same part in another version, finished or not, is brought to this one, unless it was changed
+    since. Where the hub cannot be reached, the newest of the versions meant is taken that the caches have.
     Cost: reads every row twice, as `verify` does. Memory: one shard, and what `verify` takes.
 
-    Raises ConflictError (`out` has other content), NotFoundError (no such version, or nothing in it is asked for),
-    CatalogError (the pack is damaged or hostile, or the disk is full: no catalog is left in `out`), InputError,
-    StoreError (the hub cannot be reached: run it again).
+    Raises ConflictError (`out` has other content, which is named), NotFoundError (no such version, or nothing in it is
+    asked for), CatalogError (the pack is damaged or hostile, or the disk is full: no half catalog is left in `out`),
+    InputError, StoreError (the hub cannot be reached: run it again).
     """
     target, part = Path(out), part if part is not None and part.filters else None
     done = _finished_before(name, target, part)
     if done is not None:
         return done
-    hub = hub if hub is not None else open_hub(name)
-    with open_pack(name, hub) as source:
-        wanted = _asked(source, part)
-        _refuse_other_content(target, wanted, source.manifest)
-        with _disk_errors(target), _made(target):
-            lock = Lock(target)
-            try:
-                _refuse_other_content(target, wanted, source.manifest)
-                if _is_whole(target, wanted):
-                    shutil.rmtree(target / STAGING, ignore_errors=True)
-                    return _pulled(target, wanted, 0)
-                keep = _Keeper(target, wanted, _where(name), hub.place)
-                if part is None:
-                    new = _pull_whole(source, target, keep, progress)
-                else:
-                    new = _pull_part(source, target, keep, part, progress)
-                return _pulled(target, wanted, new)
-            finally:
-                lock.free()
+    hub, refusals = hub if hub is not None else open_hub(name), list[StoreError | InputError]()
+    for version, revision in _meant(name, hub):
+        try:
+            with open_version(hub, name.repository, version, revision) as source:
+                return _pull(name, source, hub, target, part, progress)
+        except (StoreError, InputError) as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
-def pulled_from(folder: str | Path) -> PulledFrom | None:
-    """What a catalog was pulled from; None for one that was not, or where nothing readable says it."""
-    path = Path(folder) / PULLED
-    try:
-        if path.is_symlink() or path.stat().st_size > _LARGEST_RECORD:
-            return None
-        return PulledFrom.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
+def _meant(name: PackName, hub: Hub) -> list[tuple[Version, str]]:
+    """The newest version that is meant. Where the hub is away all of them, the newest first: of which the cache has
+    everything is not known yet. Raises NotFoundError.
+    """
+    versions = patiently(lambda: hub.versions(name.repository))
+    first = chosen_version(versions, name.wanted, str(name))
+    found, left = [(first, versions[first])], {v: revision for v, revision in versions.items() if v != first}
+    with suppress(NotFoundError):
+        while hub.away:
+            version = chosen_version(left, name.wanted, str(name))
+            found.append((version, left.pop(version)))
+    return found
+
+
+def _pull(
+    name: PackName, source: SnapshotCatalog, hub: Hub, target: Path, part: Part | None, progress: Progress
+) -> Pulled:
+    """`pull` of a version that is known."""
+    wanted, where = _asked(source, part), _where(name)
+    refuse_other_content(target, wanted, where, source.manifest)
+    with disk_errors(target), made(target):
+        lock = Lock(target)
+        try:
+            refuse_other_content(target, wanted, where, source.manifest)
+            if is_whole(target, wanted):
+                shutil.rmtree(target / STAGING, ignore_errors=True)
+                return _pulled(target, wanted, 0)
+            keep = Keeper(target, wanted, where, hub.place)
+            if part is None:
+                new = _pull_whole(source, target, keep, progress)
+            else:
+                new = _pull_part(source, target, keep, part, progress)
+            return _pulled(target, wanted, new)
+        finally:
+            lock.free()
 
 
 def _asked(source: SnapshotCatalog, part: Part | None) -> PackPart:
@@ -136,12 +144,6 @@ def _where(name: PackName) -> str | None:
     return str(Path(str(name.hub)).expanduser().absolute())
 
 
-def _without_retired(manifest: Manifest) -> Manifest:
-    """What is worth fetching: not the files that only a former format needed."""
-    files = {name: entry for name, entry in manifest.files.items() if name not in manifest.retired}
-    return manifest.model_copy(update={"files": files, "retired": ()})
-
-
 # -- the target --------------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +156,7 @@ def _finished_before(name: PackName, target: Path, part: Part | None) -> Pulled 
         return None
     if (known.repository, known.filters) != (name.repository, asked):
         return None
-    if not _is_whole(target, known):
+    if not is_whole(target, known):
         return None
     if (target / STAGING).exists():  # of a pull that was killed at its very end
         with suppress(BusyError):
@@ -164,127 +166,35 @@ def _finished_before(name: PackName, target: Path, part: Part | None) -> Pulled 
     return _pulled(target, known, 0)
 
 
-def _is_whole(target: Path, wanted: PackPart) -> bool:
-    """Whether `target` holds the finished pull that is wanted, every file of it as it should be."""
-    known, path = pulled_from(target), target / MANIFEST
-    if known is None or not known.is_of(wanted) or path.is_symlink() or not path.is_file():
-        return False
-    return sha256_of(path) == known.manifest and not _missing(target, manifests.load(target))
-
-
-def _missing(target: Path, manifest: Manifest) -> list[str]:
-    """Files of `manifest` that `target` does not hold as they should be."""
-    return [
-        name for name, entry in manifest.files.items()
-        if not inside(target, name).is_file() or sha256_of(inside(target, name)) != entry.sha256
-    ]  # fmt: skip
-
-
-def _refuse_other_content(target: Path, wanted: PackPart, manifest: Manifest) -> None:
-    """Raise ConflictError unless `target` is new or empty, or holds this very pull, finished or not."""
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise ConflictError(str(target), "a file", "a new or empty folder", "Choose another --out")
-    known = pulled_from(target)
-    if known is not None:
-        path = target / MANIFEST
-        same = known.is_of(wanted) and (not path.is_file() or sha256_of(path) == known.manifest)
-    elif (target / MANIFEST).is_file():
-        same = not wanted.filters and manifests.load(target) == _without_retired(manifest)
-    else:
-        left = [entry.name for entry in target.iterdir() if entry.name != LOCK]
-        same = not left or (left == [STAGING] and {p.name for p in (target / STAGING).iterdir()} <= {_DRAFT, _BUILT})
-    if not same:
-        raise ConflictError(
-            str(target), "a folder with other content", "a new or empty folder, or this very version and part",
-            "Choose another --out; nothing was written",
-        )  # fmt: skip
-
-
 def _pulled(target: Path, record: PackPart, new_bytes: int) -> Pulled:
     manifest = manifests.load(target)
     size = sum(entry.bytes for entry in manifest.files.values()) + (target / MANIFEST).stat().st_size
     return Pulled(target, record.repository, record.version, record.revision, size, new_bytes)
 
 
-@contextmanager
-def _disk_errors(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        clear = disk_error(where, error)
-        if clear is None:
-            raise
-        raise clear from error
-
-
-@contextmanager
-def _made(target: Path) -> Iterator[None]:
-    """The folder, for as long as something is put there: one that was made for nothing goes again."""
-    new = not target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        if new and all(entry.name == LOCK for entry in target.iterdir()):
-            shutil.rmtree(target)
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A folder for what is not in place yet, gone afterwards."""
-    folder = target / STAGING
-    if folder.is_symlink():
-        raise CatalogError(str(folder), "a symbolic link", "a plain folder")
-    folder.mkdir(exist_ok=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put(staging: Path, path: Path, data: bytes) -> None:
-    """Put a file in place, atomically."""
-    write_flushed(staging / _DRAFT, data)
-    (staging / _DRAFT).replace(path)
-    flush_folder(path.parent)
-
-
-@dataclass(frozen=True)
-class _Keeper:
-    """Keeps in `target` what it is being pulled from."""
-
-    target: Path
-    asked: PackPart
-    hub: str | None
-    place: str
-
-    def put(self, staging: Path, manifest: bytes) -> None:
-        """Say so, before any file is put there. `manifest`: the bytes of the one that is put there last."""
-        digest = hashlib.sha256(manifest).hexdigest()
-        record = PulledFrom(**self.asked.model_dump(), hub=self.hub, place=self.place, manifest=digest)
-        _put(staging, self.target / PULLED, record.model_dump_json(indent=1).encode())
-
-
 # -- a whole version ---------------------------------------------------------------------------------------------------
 
 
-def _pull_whole(source: SnapshotCatalog, target: Path, keep: _Keeper, progress: Progress) -> int:
-    """Fetch what is missing or changed, and verify all; bytes fetched."""
-    wanted = _without_retired(source.manifest)
+def _pull_whole(source: SnapshotCatalog, target: Path, keep: Keeper, progress: Progress) -> int:
+    """Fetch what is missing or changed, and verify all; bytes fetched.
+
+    Where another version stands in the folder, it stands until all has come but what takes the place of a file of it.
+    """
+    wanted = without_retired(source.manifest)
     total, new, data = sum(entry.bytes for entry in wanted.files.values()), 0, manifests.dump(wanted)
-    with _staging(target) as staging:
-        keep.put(staging, data)
-        missing = _missing(target, wanted)
-        done = total - sum(wanted.files[name].bytes for name in missing)
-        for name, fetched in _fetched(source, missing, staging, target):
-            new, done = new + fetched, done + wanted.files[name].bytes
-            progress(f"pulling {name}", done, total)
+    with staging_in(target) as staging:
+        lacking, stands = missing(target, wanted), (target / MANIFEST).is_file()
+        beside = [name for name in lacking if stands and not inside(target, name).exists()]
+        done = total - sum(wanted.files[name].bytes for name in lacking)
+        for names in (beside, [name for name in lacking if name not in set(beside)]):
+            if names is not beside:
+                keep.begin(staging, data)
+            for name, fetched in _fetched(source, names, staging, target):
+                new, done = new + fetched, done + wanted.files[name].bytes
+                progress(f"pulling {name}", done, total)
         progress("verifying", total, total)
         _check(target, wanted, source)
-        _flush(target, wanted)
-        _put(staging, target / MANIFEST, data)
+        keep.finish(staging, wanted)
     return new
 
 
@@ -339,27 +249,21 @@ def _check(folder: Path, manifest: Manifest, source: SnapshotCatalog) -> None:
         raise CatalogError(place, problem.what, "a pack that passes `rhumb verify`", ANEW)
 
 
-def _flush(target: Path, manifest: Manifest) -> None:
-    for folder in {inside(target, name).parent for name in manifest.files}:
-        flush_folder(folder)
-
-
 # -- a part ------------------------------------------------------------------------------------------------------------
 
 
-def _pull_part(source: SnapshotCatalog, target: Path, keep: _Keeper, part: Part, progress: Progress) -> int:
+def _pull_part(source: SnapshotCatalog, target: Path, keep: Keeper, part: Part, progress: Progress) -> int:
     """Make the part by the pieces that it takes, verify it, and put it in place; bytes fetched."""
-    with _staging(target) as staging:
-        built = staging / _BUILT
+    with staging_in(target) as staging:
+        built = staging / BUILT
         shutil.rmtree(built, ignore_errors=True)
         build_part(source, built, part, keep.asked, progress)
         manifest = manifests.load(built)
         _check(built, manifest, source)
-        keep.put(staging, manifests.dump(manifest))
+        keep.begin(staging, manifests.dump(manifest))
         for name in manifest.files:
             path = inside(target, name)
             path.parent.mkdir(exist_ok=True)
             inside(built, name).replace(path)
-        _flush(target, manifest)
-        _put(staging, target / MANIFEST, manifests.dump(manifest))
+        keep.finish(staging, manifest)
     return source.fetched

@@ -10,7 +10,7 @@ from catalog.hub.contract import Hub
 from catalog.hub.names import PackName, Version
 from catalog.hub.opening import open_hub
 from catalog.hub.pieces import patiently
-from catalog.hub.pulling import PulledFrom, pulled_from
+from catalog.hub.pulled import PulledFrom, pulled_from
 from pipeline.errors import NotFoundError
 
 

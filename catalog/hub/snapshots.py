@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from catalog import manifest as manifests
+from catalog.concepts import check_sizes, concepts_schema, most_members
 from catalog.fs import MANIFEST
 from catalog.hub.contract import Hub, Snapshot
 from catalog.hub.names import PackName, Version, chosen_version
@@ -17,11 +19,13 @@ from catalog.hub.parts import Part
 from catalog.hub.pieces import ANEW, Pieces, patiently, pieces_folder
 from catalog.manifest import Manifest
 from catalog.reader import Catalog
+from catalog.schema import TABLES, table_schema
 from catalog.shards import Shard, open_shard
 from pipeline.errors import CatalogError
 
 SORTS: tuple[str, ...] = ("dataset", "region", "space", "kind")
 """Columns by which parts are told apart, whose bounds the footer of a shard has."""
+_CONCEPTS = "concepts"
 
 
 class SnapshotCatalog(Catalog):
@@ -67,7 +71,9 @@ class SnapshotCatalog(Catalog):
         return found
 
     def near(self, path: str, part: Part) -> np.ndarray:
-        """(m,) bool: the rows of a directions shard that lie where rows of a part may be. Reads the footer."""
+        """(m,) bool: the rows of a shard, of directions or concepts, that lie where rows of a part may be. Reads its
+        footer.
+        """
         asked = zip(SORTS, (part.datasets, part.regions, part.spaces, part.kinds), strict=True)
         wanted = [(name, values) for name, values in asked if values]
         parts = [
@@ -93,18 +99,37 @@ class SnapshotCatalog(Catalog):
         if shard is not None:
             shard.close()
 
+    @cached_property
+    def _schemas(self) -> dict[str, pa.Schema]:
+        layout = self.layout
+        concepts = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out)
+        return {**{table: table_schema(table, layout) for table in TABLES}, _CONCEPTS: concepts}
+
     def _opened(self, path: str, schema: pa.Schema) -> Shard:
-        pieces, entry = self._pieces_of(path), self.manifest.files[path]
+        pieces = self._pieces_of(path)
         pieces.mark()
         try:
-            shard = open_shard(pieces.path, entry, schema, fetch=pieces.need)
+            shard = self._opened_once(path, schema)
         except CatalogError:
             pieces.drop()
             try:
-                shard = open_shard(pieces.path, entry, schema, fetch=pieces.need)
+                shard = self._opened_once(path, schema)
             except CatalogError as error:
                 raise self._told(path, error) from error
         pieces.mark()
+        return shard
+
+    def _opened_once(self, path: str, schema: pa.Schema) -> Shard:
+        pieces, entry = self._pieces_of(path), self.manifest.files[path]
+        if not _of_concepts(path):
+            return open_shard(pieces.path, entry, schema, fetch=pieces.need)
+        members = most_members(self.manifest)
+        shard = open_shard(pieces.path, entry, schema, members, pieces.need)
+        try:
+            check_sizes(shard.metadata, schema, members, str(pieces.path))
+        except CatalogError:
+            shard.close()
+            raise
         return shard
 
     def _read(self, path: str, group: int | None, columns: Sequence[str]) -> pa.Table:
@@ -112,19 +137,28 @@ class SnapshotCatalog(Catalog):
         pieces = self._pieces_of(path)
         pieces.mark()
         try:
-            return super()._read(path, group, columns)
+            return self._read_once(path, group, columns)
         except CatalogError:
             self._let_go(path)
             pieces.drop()
         try:
-            return super()._read(path, group, columns)
+            return self._read_once(path, group, columns)
         except CatalogError as error:
             raise self._told(path, error) from error
+
+    def _read_once(self, path: str, group: int | None, columns: Sequence[str]) -> pa.Table:
+        if _of_concepts(path):  # whose lists may be of any length
+            self._file(path).check_pages(group, columns)
+        return super()._read(path, group, columns)
 
     def _told(self, path: str, error: CatalogError) -> CatalogError:
         """An error that names the published file, not its pieces."""
         place = error.field.replace(str(self._pieces_of(path).path), f"{self.snapshot.place}/{path}")
         return CatalogError(place, error.found, error.expected, ANEW)
+
+
+def _of_concepts(path: str) -> bool:
+    return path.startswith(f"{_CONCEPTS}/")
 
 
 def _between(values: Sequence[str], first: str, last: str) -> bool:

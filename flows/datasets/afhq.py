@@ -17,6 +17,13 @@ from pipeline.errors import InputError
 SPLITS = ("train", "val", "test")
 ANIMALS = ("cat", "dog", "wild")
 LAYOUT = f"AFHQ's {{{','.join(SPLITS)}}}/{{{','.join(ANIMALS)}}}/*.jpg or *.png"
+CITATION = """\
+@inproceedings{choi2020starganv2,
+  title={StarGAN v2: Diverse Image Synthesis for Multiple Domains},
+  author={Yunjey Choi and Youngjung Uh and Jaejun Yoo and Jung-Woo Ha},
+  booktitle={Proceedings of the IEEE Conference on Computer Vision and Pattern Recognition},
+  year={2020}
+}"""
 
 
 class AfhqDataset(DatasetConfig):
@@ -35,6 +42,7 @@ class AfhqSource(ListedSource):
     """Keys are SPLIT/ANIMAL/NAME, such as `train/dog/flickr_dog_000002.jpg`."""
 
     licence = "CC BY-NC 4.0 (NAVER Corporation)"
+    citation = CITATION
 
     def __init__(self, config: AfhqDataset, resolve: Resolve) -> None:
         path = resolve(config.path)

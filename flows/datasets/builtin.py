@@ -16,6 +16,9 @@ from flows.datasets.pictures import image_from_bytes
 from flows.paths import builtin_folder
 from pipeline.errors import NotFoundError
 
+BUILTIN_LICENCE = "apache-2.0"
+"""Of the images and of the models that travel with the package."""
+
 
 class BuiltinDataset(DatasetConfig):
     """Images that travel with the package: `name` faces64 or paintings64, `split` mine or holdout."""
@@ -31,7 +34,7 @@ class BuiltinDataset(DatasetConfig):
 class BuiltinSource(Source):
     """A built-in split with its exact masks and factors. Raises NotFoundError where its file is missing."""
 
-    licence = "apache-2.0"
+    licence = BUILTIN_LICENCE
 
     def __init__(self, name: str, split: str, folder: Path | None = None) -> None:
         from pipeline.faces.factors import REGIONS  # with torch behind it: recipes are read without

@@ -36,6 +36,13 @@ SPLITS = ("train", "val", "test")  # what 0, 1 and 2 mean in CelebA's partition
 IMAGES_A_FOLDER = 2000  # of masks
 ANGLES = {"yaw": "yaw", "pitch": "pitch", "raw": "roll", "roll": "roll"}  # the file's header says Raw for roll
 MAX_TEXT = 1 << 26  # bytes of an annotation file; the longest has 4 MB
+CITATION = """\
+@inproceedings{CelebAMask-HQ,
+  title={MaskGAN: Towards Diverse and Interactive Facial Image Manipulation},
+  author={Lee, Cheng-Han and Liu, Ziwei and Wu, Lingyun and Luo, Ping},
+  booktitle={IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year={2020}
+}"""
 
 _IMAGE = re.compile(r"(0|[1-9][0-9]{0,4})\.jpg")
 _ORIGINAL = re.compile(r"([0-9]{1,5})\s+[0-9]+\s+([0-9]{6}\.jpg)")
@@ -75,6 +82,7 @@ class CelebaMaskSource(Source):
         "(https://github.com/switchablenorms/CelebAMask-HQ)"
     )
     redistributable = False
+    citation = CITATION
 
     def __init__(self, path: Path, split: str = "all") -> None:
         self._folder = folder_with(IMAGES, path, "CelebAMask-HQ", _wrong_layout)

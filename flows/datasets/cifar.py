@@ -28,6 +28,13 @@ BATCHES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": (
 META = "batches.meta.txt"
 LAYOUT = f"the binary version of CIFAR-10: {', '.join(BATCHES['train'])}, {BATCHES['test'][0]} and {META}"
 GET_BINARY = "Take cifar-10-binary.tar.gz, the binary version; it is read as it is, without unpacking."
+CITATION = """\
+@techreport{Krizhevsky09learningmultiple,
+  title={Learning multiple layers of features from tiny images},
+  author={Alex Krizhevsky},
+  institution={University of Toronto},
+  year={2009}
+}"""
 
 
 class CifarDataset(DatasetConfig):
@@ -54,6 +61,7 @@ class CifarSource(Source):
     """
 
     redistributable = False  # its authors state no licence
+    citation = CITATION
 
     def __init__(self, config: CifarDataset, resolve: Resolve) -> None:
         path = resolve(config.path)

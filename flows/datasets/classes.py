@@ -16,6 +16,18 @@ from pipeline.errors import InputError
 
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test")
 LAYOUT = "pictures in one folder per class, ROOT/CLASS/*.JPEG or ROOT/SPLIT/CLASS/*.JPEG"
+CITATION = """\
+@article{ILSVRC15,
+  title={{ImageNet Large Scale Visual Recognition Challenge}},
+  author={Olga Russakovsky and Jia Deng and Hao Su and Jonathan Krause and Sanjeev Satheesh and Sean Ma and
+    Zhiheng Huang and Andrej Karpathy and Aditya Khosla and Michael Bernstein and Alexander C. Berg and Li Fei-Fei},
+  journal={International Journal of Computer Vision (IJCV)},
+  doi={10.1007/s11263-015-0816-y},
+  volume={115},
+  number={3},
+  pages={211-252},
+  year={2015}
+}"""
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -64,7 +76,7 @@ class ClassFoldersSource(ListedSource):
         name = path.resolve().name if path.is_dir() else path.name.split(".")[0]
         if all(_SYNSET.fullmatch(each) for each in every):
             self.licence = "ImageNet terms of access: non-commercial research and education"
-            self.redistributable = False
+            self.redistributable, self.citation = False, CITATION
         super().__init__(config, name, members, by_key(chosen))
         splits = {name.split("/")[0] for name in chosen} if depth else set()
         self.split = splits.pop() if len(splits) == 1 else "all"

@@ -52,7 +52,8 @@ class Source(ABC):
     raises InputError, naming the recipe's field, where it is not.
 
     `name` and `split` are what the catalog calls it; `licence` is the text or name of its licence, None where the
-    source says nothing; `redistributable` says whether its pictures may be passed on; the manifest keeps both. `parts`:
+    source says nothing; `redistributable` says whether its pictures may be passed on; `citation` is what its authors
+    ask to be cited, BibTeX as they print it, None where they ask for nothing; the manifest keeps all three. `parts`:
     every part that some item may have a mask of (what an unknown region is checked against), and `without_parts` why
     there are none; `labels`: label names and their values in the label map, if it `has_labels`; `origin`: where it was
     had from, such as a Hub repository and commit.
@@ -62,6 +63,7 @@ class Source(ABC):
     split: str = "all"
     licence: str | None = None
     redistributable: bool = True
+    citation: str | None = None
     parts: Sequence[str] = ()
     without_parts: str = ""
     has_labels: bool = False

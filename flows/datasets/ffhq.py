@@ -26,6 +26,14 @@ LAYOUT = f"FFHQ's {' or '.join(FOLDERS)}, with NNNNN.png or 00000/NNNNN.png in i
 CATEGORIES = ("training", "validation")
 TRAINING = 60_000
 """Pictures with lower numbers are for training, by the authors' own rule."""
+CITATION = """\
+@inproceedings{karras2019style,
+  title={A Style-Based Generator Architecture for Generative Adversarial Networks},
+  author={Karras, Tero and Laine, Samuli and Aila, Timo},
+  booktitle={Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  pages={4401--4410},
+  year={2019}
+}"""
 _KEPT = {"category", "metadata", "photo_url", "photo_title", "author", "license"}
 _NUMBERED = re.compile(r"[0-9]{1,8}")
 _FILE = re.compile(r"(?:img)?([0-9]{1,8})")
@@ -54,6 +62,7 @@ class FfhqSource(ListedSource):
     """
 
     licence = "CC BY-NC-SA 4.0 (NVIDIA Corporation); each picture under its author's own licence"
+    citation = CITATION
 
     def __init__(self, config: FfhqDataset, resolve: Resolve) -> None:
         path = resolve(config.path)

@@ -33,6 +33,13 @@ EXACT, NEAR = 12, 32
 BLOCK = 64  # pixels of a block of a JPEG: no artefact is larger
 MAX_FILE = 1 << 18  # bytes of a .mat; the longer of the two has 15 kB
 MAX_VALUE = 99_999  # five digits
+CITATION = """\
+@inproceedings{Nilsback08,
+  title={Automated Flower Classification over a Large Number of Classes},
+  author={M-E. Nilsback and A. Zisserman},
+  booktitle={Proceedings of the Indian Conference on Computer Vision, Graphics and Image Processing},
+  year={2008}
+}"""
 
 _IMAGE = re.compile(r"image_([0-9]{5})\.jpg")
 _SEGMENTATION = re.compile(r"segmim_([0-9]{5})\.jpg")
@@ -65,6 +72,7 @@ class FlowersSource(Source):
 
     name = "flowers102"
     redistributable = False
+    citation = CITATION
 
     def __init__(self, path: Path, split: str = "all") -> None:
         self._folder = folder_with(IMAGES, path, "flowers-102", _wrong_layout)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.datasets.columns import Columns, TableDataset, choose_columns, row_item, row_keys, written_licence
 from flows.datasets.config import Resolve, quiet
 from flows.datasets.contract import BrokenImageError, Item, Source
-from flows.datasets.library import Place, find_place, library_errors, load_stream, load_table, no_rows
+from flows.datasets.library import Place, card_citation, find_place, library_errors, load_stream, load_table, no_rows
 from flows.datasets.pictures import shown_name
 from pipeline.errors import InputError
 
@@ -205,6 +205,8 @@ def _describe(source: Source, config: HuggingFaceDataset, place: Place, schema: 
     source.name, source.parts, source.labels = config.name or place.name, sorted(config.mask_columns), config.labels
     source.has_labels = config.label_column is not None
     source.licence = source.licence or written_licence(schema) or config.licence
+    with library_errors(place):
+        source.citation = card_citation(place)
     if place.commit is not None:
         source.origin = {"repository": place.name, "commit": place.commit}
         source.redistributable = source.licence is not None

@@ -21,6 +21,7 @@ from flows.datasets.listed import FIELD
 from flows.datasets.numbered import lies_within
 from flows.datasets.pictures import MAX_NAME, shown_name
 from pipeline.errors import InputError
+from pipeline.models.terms import MOST_CARD, card_terms
 
 if TYPE_CHECKING:
     import datasets
@@ -236,20 +237,35 @@ def _only(splits: list[str], place: Place) -> str:
     return str(splits[0])
 
 
-def _licence(place: Place) -> str | None:
-    """The licence that the data set's card names; None where it has no card or the card does not say."""
-    from huggingface_hub import hf_hub_download, metadata_load
+def _card(place: Place) -> Path | None:
+    """The data set's card; None where it has none."""
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    card = None if place.folder is None else place.folder / "README.md"
-    if card is None:
-        try:
-            card = Path(hf_hub_download(place.name, "README.md", repo_type="dataset", revision=place.commit))
-        except (EntryNotFoundError, OSError):  # also where only the tables are in the cache
-            return None
-    elif not card.is_file() or not lies_within(card, card.parent):
+    if place.folder is not None:
+        card = place.folder / "README.md"
+        return card if card.is_file() and lies_within(card, card.parent) else None
+    try:
+        return Path(hf_hub_download(place.name, "README.md", repo_type="dataset", revision=place.commit))
+    except (EntryNotFoundError, OSError):  # also where only the tables are in the cache
         return None
-    data = metadata_load(card) or {}
+
+
+def card_citation(place: Place) -> str | None:
+    """The BibTeX that the data set's card asks to be cited; None where it has no card or the card does not say."""
+    card = _card(place)
+    if card is None:
+        return None
+    with card.open("rb") as stream:
+        return card_terms(stream.read(MOST_CARD)).citation
+
+
+def _licence(place: Place) -> str | None:
+    """The licence that the data set's card names; None where it has no card or the card does not say."""
+    from huggingface_hub import metadata_load
+
+    card = _card(place)
+    data = (metadata_load(card) or {}) if card is not None else {}
     told = data.get("license_name") or data.get("license")
     return ", ".join(map(str, told)) if isinstance(told, list) else str(told) if told else None
 

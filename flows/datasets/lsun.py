@@ -34,6 +34,13 @@ _VEHICLES = ("airplane", "bicycle", "boat", "bus", "car", "motorbike", "train")
 _LIVING = ("bird", "cat", "cow", "dog", "horse", "person", "sheep")
 CATEGORIES = frozenset(_SCENES).union(_ROOMS, _VEHICLES, _LIVING)
 """The ten scenes and twenty objects."""
+CITATION = """\
+@article{yu15lsun,
+  title={LSUN: Construction of a Large-scale Image Dataset using Deep Learning with Humans in the Loop},
+  author={Yu, Fisher and Zhang, Yinda and Song, Shuran and Seff, Ari and Xiao, Jianxiong},
+  journal={arXiv preprint arXiv:1506.03365},
+  year={2015}
+}"""
 _ORIGINAL = re.compile(r"(?:(?P<category>.+)_)?(?P<split>train|val|test)")
 _BATCH = 4096
 _MAGIC = struct.pack("=I", 0xBEEFC0DE)
@@ -83,6 +90,7 @@ class LsunPictures(ListedSource):
     """Exported pictures, in a folder or an archive. Keys are their names in it."""
 
     redistributable = False  # its authors state no licence; the pictures were found by web search
+    citation = CITATION
 
     def __init__(self, config: LsunDataset, path: Path) -> None:
         members = open_members(path)
@@ -112,6 +120,7 @@ class LsunLmdb(Source):
     """
 
     redistributable = False  # as above
+    citation = CITATION
 
     def __init__(self, config: LsunDataset, path: Path) -> None:
         self._path = path

@@ -21,6 +21,13 @@ from pipeline.errors import InputError
 
 LAYOUT = "MetFaces: images/*.png, and metfaces.json with them or beside them"
 PICTURE_LICENCE = "CC0 1.0 (source picture, The Metropolitan Museum of Art)"
+CITATION = """\
+@inproceedings{Karras2020ada,
+  title={Training Generative Adversarial Networks with Limited Data},
+  author={Tero Karras and Miika Aittala and Janne Hellsten and Samuli Laine and Jaakko Lehtinen and Timo Aila},
+  booktitle={Proc. NeurIPS},
+  year={2020}
+}"""
 
 
 class MetFacesDataset(DatasetConfig):
@@ -42,6 +49,7 @@ class MetFacesSource(ListedSource):
     """
 
     licence = "CC BY-NC 2.0 (NVIDIA Corporation); source pictures CC0 1.0 (The Metropolitan Museum of Art)"
+    citation = CITATION
 
     def __init__(self, config: MetFacesDataset, resolve: Resolve) -> None:
         path = resolve(config.path)

@@ -2,7 +2,7 @@
 
 What is read is what is recorded, so the origin of a model names every file its numbers come from and no other. A Hub
 model is pinned to one commit before its first file is fetched, and every file is compared with the hash that the commit
-lists for it, offline too.
+lists for it, offline too. The model's card, of which no number comes, is read for its licence alone and not recorded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import ModelError
+from pipeline.models.terms import CARD, MOST_CARD, NOTHING_SAID, Terms, card_terms, recorded_terms
 
 CONVERSION = "rhumb_conversion.json"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -34,7 +36,7 @@ _LFS_HEADER = b"version https://git-lfs"
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)", re.IGNORECASE)
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _REVISION = re.compile(r"\w[\w./-]*")
-_JSON = ("model_index.json", CONVERSION, "*config.json", "*.index.json")
+_SMALL = ("model_index.json", CONVERSION, "*config.json", "*.index.json", CARD)
 _SECRET = re.compile(r"hf_\w{4,}|(?<=//)[^/@\s]*(?=@)")
 
 
@@ -48,7 +50,8 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model came from: as it was asked for, the commit of a Hub model, the files that were read.
+    """Where a model came from: as it was asked for, the commit of a Hub model, the files that were read, and on which
+    terms.
 
     File names are relative to the model's folder. `commit` is None for a folder.
     """
@@ -56,6 +59,7 @@ class Origin:
     reference: str
     commit: str | None
     files: Mapping[str, FileRecord]
+    terms: Terms = NOTHING_SAID
 
 
 class ModelFiles:
@@ -74,8 +78,25 @@ class ModelFiles:
 
     @property
     def origin(self) -> Origin:
-        """Everything read so far."""
-        return Origin(self.reference, self.commit, dict(sorted(self._read.items())))
+        """Everything read so far, and the terms."""
+        terms = self.terms  # which may read a file that is recorded
+        return Origin(self.reference, self.commit, dict(sorted(self._read.items())), terms)
+
+    @cached_property
+    def terms(self) -> Terms:
+        """Licence and citation, as the record of its conversion says, or the card. Raises ModelError: a damaged record.
+
+        A card that cannot be had says nothing: a cache may have been filled without it.
+        """
+        told = recorded_terms(self.json(CONVERSION)) if self.has(CONVERSION) else NOTHING_SAID
+        card = self.folder / CARD
+        try:
+            if None not in (told.licence, told.citation) or not card.is_file():
+                return told
+            with card.open("rb") as stream:
+                return told.or_else(card_terms(stream.read(MOST_CARD)))
+        except OSError:
+            return told
 
     def has(self, name: str) -> bool:
         """Whether the model has the file `name`, fetched already or not."""
@@ -211,7 +232,7 @@ def _open_hub(reference: str, revision: str | None) -> ModelFiles:
     where = reference if revision is None else f"{reference} at {revision}"
     with _hub_errors(where):
         commit = resolve_revision(reference, revision=revision).resolved
-    folder = _snapshot(reference, commit, list(_JSON), where)
+    folder = _snapshot(reference, commit, list(_SMALL), where)
     try:
         tree = get_cached_repo_tree(reference, revision=commit)
     except CachedRepoTreeNotFoundError:

@@ -20,7 +20,7 @@ from pipeline.errors import ModelError
 from pipeline.models.conditional import TEXT_FILES, OwnPrompt, empty_prompt
 from pipeline.models.contract import Denoiser
 from pipeline.models.families import FAMILIES, Family, Parts, reason, told
-from pipeline.models.files import CONVERSION, ModelFiles, inside, open_files
+from pipeline.models.files import ModelFiles, inside, open_files
 from pipeline.models.pickles import read_pickle
 from pipeline.models.quiet import quiet
 
@@ -66,8 +66,6 @@ def load_denoiser(
         words = _own_prompt(files) if family.prompted and prompt is None else prompt
         network, vae = load_network(files, family.network, part), _autoencoder(files, family)
         denoiser = family.denoiser(Parts(network, scheduler, chosen, dtype, class_label, words, vae, place))
-    if files.has(CONVERSION):
-        files.json(CONVERSION)
     denoiser.origin = files.origin
     return denoiser
 

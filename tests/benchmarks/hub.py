@@ -1,10 +1,10 @@
 """What publishing and pulling a pack sends, how long it takes, and how much memory, through the Hub's own client.
 
-`python -m tests.benchmarks.hub [--quick] [--json] [--save FILE] [--catalog FOLDER] [--concepts] [--scratch FOLDER]`.
+`python -m tests.benchmarks.hub [--quick] [--json] [--save FILE] [--catalog FOLDER] [--no-concepts] [--scratch FOLDER]`.
 A Hub on loopback (`tests.catalog.hub_server`) counts the bytes of bodies; every publication and pull is a process of
 its own with the client unmodified, whose memory is the most that it held. Directions are mined ones moved around, see
 `tests.benchmarks.hub_data`, of six regions in both spaces, in a catalog with search indexes: mined for the run, or
-those of a mined catalog (`--catalog`). Only with `--concepts` there are concepts, made anew for every version.
+those of a mined catalog (`--catalog`), and concepts, made anew for every version, but with `--no-concepts`.
 
 Bytes: a pack of some directions is published and pulled, whole and one region of it without previews, both twice, the
 second time into other folders; then 5 % more directions are published as the next version. Memory: the same
@@ -60,7 +60,7 @@ class Size:
     large: int
     together: int
     ranks: int | None
-    concepts: bool = False
+    concepts: bool = True
 
 
 FULL = Size(16, FULL_DIRECTIONS // 4, FULL_DIRECTIONS, 4, None)
@@ -240,14 +240,14 @@ def _more(parser: argparse.ArgumentParser) -> None:
         help=f"a mined catalog to make directions of (default: {FULL.mined} held-out faces, or with --quick "
              f"{QUICK.mined}, mined once under build)",
     )  # fmt: skip
-    parser.add_argument("--concepts", action="store_true", help="with concepts, made anew for every version")
+    parser.add_argument("--no-concepts", action="store_true", help="without concepts, made anew for every version else")
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="where a folder for the run is made and deleted")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     given = options("hub", "What publishing and pulling a pack takes.", argv, _more)
-    size, clock = replace(QUICK if given.quick else FULL, concepts=given.extra.concepts), Clock()
+    size, clock = replace(QUICK if given.quick else FULL, concepts=not given.extra.no_concepts), Clock()
     catalog = given.extra.catalog or mined(size.mined, WORK / f"hub-{size.mined}", clock)
     if given.extra.scratch is not None:
         given.extra.scratch.mkdir(parents=True, exist_ok=True)

@@ -173,17 +173,25 @@ def _publish_catalog(catalog: str, version: str) -> dict[str, Any]:
     return {"revision": done.revision, "bytes": done.bytes, "new_bytes": done.new_bytes}
 
 
-def _pull(name: str, out: str) -> dict[str, Any]:
+def _pull(name: str, out: str, region: str | None = None) -> dict[str, Any]:
     from catalog.hub.names import PackName
+    from catalog.hub.parts import Part
     from catalog.hub.pulling import pull
 
-    done = pull(PackName.parse(name), out)
-    return {"revision": done.revision, "bytes": done.bytes, "new_bytes": done.new_bytes}
+    done = pull(PackName.parse(name), out, Part(regions=(region,)) if region else None)
+    return {"revision": done.revision, "bytes": done.bytes, "new_bytes": done.new_bytes, "version": done.version}
+
+
+def _directions(name: str, region: str) -> dict[str, Any]:
+    from flows.direction_pack import DirectionPack
+
+    pack = DirectionPack.from_pretrained(name, region=region)
+    return {"name": pack.name, "directions": len(pack.entries(concepts=False))}
 
 
 _JOBS = {
     job.__name__.removeprefix("_"): job
-    for job in (_publish, _versions, _manifest, _fetch, _read, _find, _load, _publish_catalog, _pull)
+    for job in (_publish, _versions, _manifest, _fetch, _read, _find, _load, _publish_catalog, _pull, _directions)
 }
 
 

@@ -184,7 +184,7 @@ class Fails:
         self.first, self.times, self.count = first, times, 0
         self.error = error or StoreError("store", "a cut connection", "an answer")
 
-    def __call__(self, what: str) -> None:
+    def __call__(self, *what: object) -> None:
         self.count += 1
         if self.first <= self.count < self.first + self.times:
             raise self.error

@@ -17,6 +17,7 @@ from catalog import manifest as manifests
 from catalog.canonical import sealed
 from catalog.compaction import compact
 from catalog.concept_building import build_concepts
+from catalog.concepts import stored_table
 from catalog.fs import CARD, MANIFEST, sha256_of
 from catalog.hub import arranging, reuse, waiting
 from catalog.hub.arranging import Arranged, arrange
@@ -310,14 +311,18 @@ def test_an_index_that_is_not_whole_is_left_out(source: Path, tmp_path: Path) ->
 
 def with_concepts(folder: Path) -> None:
     with CatalogWriter.open(folder) as writer, Catalog(folder, writer.manifest) as catalog:
-        writer.replace_concepts(build_concepts(catalog))
+        writer.replace_concepts(build_concepts(catalog, least=1))
 
 
 def test_concepts_travel_where_they_are_of_the_directions(source: Path, tmp_path: Path) -> None:
     with_concepts(source)
     version = arranged(source, tmp_path / "new")
-    assert version.manifest.concepts == manifests.load(source).concepts
-    assert verify(assembled(version, tmp_path / "pack")).problems == ()
+    pack = assembled(version, tmp_path / "pack")
+    assert verify(pack).problems == ()
+    with Catalog.open(source) as catalog, Catalog.open(pack) as published:
+        table = stored_table(catalog)
+        assert table is not None and table.num_rows
+        assert stored_table(published) == table
     with CatalogWriter.open(source) as writer:
         writer.commit(chunk_of("later", images=1))
     assert arranged(source, tmp_path / "later").manifest.concepts is None

@@ -210,6 +210,11 @@ def test_licences_of_the_sources_are_carried_over() -> None:
     assert fields.model_licence == "not stated"
     given = with_licences(CardFields(licence="mit", model_licence="apache-2.0"), story())
     assert (given.licence, given.model_licence, given.data_licence) == ("mit", "apache-2.0", "not stated")
+    for nothing in ("none", "N/A", " unknown "):
+        with pytest.raises(InputError, match="nothing was published"):
+            with_licences(CardFields(licence=nothing), story(licence="mit"))
+    cited = with_licences(CardFields(citations=("LOCO",), licence="mit"), story(citation="@misc{data}")).citations
+    assert cited == ("@misc{data}", "LOCO")
     merged = story(sources=[{"licence": "CC0-1.0"}, {"licence": "MIT"}, {"licence": "MIT"}])
     assert with_licences(FIELDS, merged).data_licence == "CC0-1.0; MIT"
 

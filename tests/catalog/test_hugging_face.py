@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def test_only_what_is_new_is_sent_and_what_is_no_longer_listed_goes(hub: HubServ
     assert user.do("versions") == {"1.0.0": first["revision"], "1.1.0": second["revision"]}
     holds(hub, "1.0.0", (1, 2))
     holds(hub, "1.1.0", (1, 3))
-    assert repository(hub).branches == {"main": second["revision"]}
+    assert list(repository(hub).branches) == ["main"]
+    holds(hub, "1.1.0", (1, 3), "main")
     assert hub.content(REPOSITORY, "LICENSE") == b"mine"
     done = [line[1] for line in second["progress"]]
     assert done == sorted(done)
@@ -114,19 +116,24 @@ def test_files_that_the_head_no_longer_has_are_taken_from_the_former_version(
 
 
 def test_a_published_version_is_refused_before_anything_is_sent(hub: HubServer, user: Client, folder: str) -> None:
-    first = user.do("publish", folder=folder, version="1.0.0")
+    user.do("publish", folder=folder, version="1.0.0")
+    before = dict(repository(hub).branches)
     hub.requests.clear()
     answer = user.do("publish", folder=folder, version="1.0.0", numbers=[4])
     refused(answer, "ConflictError", f"{REPOSITORY} 1.0.0", "never change", "there are 1.0.0")
-    assert set(hub.requests) == {"refs"}
-    assert repository(hub).branches == {"main": first["revision"]}
+    assert set(hub.requests) == {"refs", "tree"}
+    assert repository(hub).branches == before
 
 
-def test_an_edit_of_the_head_meanwhile_is_taken_in(hub: HubServer, user: Client, folder: str) -> None:
-    hub.meanwhile("commit", lambda: hub.commit(REPOSITORY, {CARD: b"edited", "LICENSE": b"mine"}, "an edit"))
+@pytest.mark.parametrize("first", [1, 2])
+def test_an_edit_of_the_main_branch_meanwhile_is_kept(hub: HubServer, user: Client, folder: str, first: int) -> None:
+    edit = {CARD: b"edited", "LICENSE": b"mine"}
+    hub.meanwhile("commit", lambda: hub.commit(REPOSITORY, edit, "an edit"), first=first)
     user.do("publish", folder=folder, version="1.0.0")
     assert repository(hub).history() == ["Version 1.0.0", "an edit", "initial commit"]
     holds(hub, "1.0.0", (1, 2))
+    holds(hub, "1.0.0", (1, 2), "main")
+    assert hub.content(REPOSITORY, "LICENSE") == b"mine"
     assert hub.received["upload"] == 2 * SIZE
 
 
@@ -207,6 +214,7 @@ def test_a_hub_that_stays_down_ends_a_publication_that_a_rerun_finishes(
         refused(answer, "StoreError", REPOSITORY, "HTTP 503", "Try again")
         hub.faults.clear()
         assert user.do("versions") == {}
+        assert list(repository(hub).files("main")) == [".gitattributes"]
     assert "revision" in user.do("publish", folder=folder, version="1.0.0")
     assert hub.received["upload"] == 2 * SIZE
     assert repository(hub).history() == ["Version 1.0.0", "initial commit"]
@@ -214,10 +222,11 @@ def test_a_hub_that_stays_down_ends_a_publication_that_a_rerun_finishes(
 
 @pytest.mark.parametrize(
     ("kind", "first", "lost"),
-    [("create", 1, False), ("create", 1, True), ("upload", 2, False), ("commit", 1, False), ("commit", 1, True),
-     ("tag", 1, False), ("tag", 1, True)],
+    [("create", 1, False), ("create", 1, True), ("branch", 1, False), ("branch", 1, True), ("upload", 2, False),
+     ("commit", 1, False), ("commit", 1, True), ("tag", 1, False), ("tag", 1, True), ("commit", 2, False),
+     ("commit", 2, True), ("branch", 2, False), ("branch", 2, True)],
 )  # fmt: skip
-def test_a_killed_publication_shows_nothing_and_a_rerun_finishes_it(
+def test_a_killed_publication_shows_nothing_without_a_tag_and_a_rerun_finishes_it(
     hub: HubServer, user: Client, tmp_path: Path, kind: str, first: int, lost: bool
 ) -> None:
     pause = hub.pauses(kind, first=first, lost=lost)
@@ -226,12 +235,20 @@ def test_a_killed_publication_shows_nothing_and_a_rerun_finishes_it(
         assert pause.reached.wait(60)
         victim.kill()
     pause.drop()
-    published = (kind, lost) == ("tag", True)
+    published = (kind, lost) == ("tag", True) or (first == 2 and kind != "upload")
     assert user.do("versions") == ({"1.0.0": repository(hub).tags["v1.0.0"]} if published else {})
-    if not published:
-        assert "revision" in user.do("publish", folder=str(tmp_path / "drafts"), version="1.0.0")
-    holds(hub, "1.0.0", (1, 2))
-    assert repository(hub).history() == ["Version 1.0.0", "initial commit"]
+    followed = published and (kind == "branch" or (kind, lost) == ("commit", True))
+    shown = repository(hub).files("main") if REPOSITORY in hub.repositories.all else {}
+    assert bool(set(shown) - {".gitattributes"}) == followed
+    again = user.do("publish", folder=str(tmp_path / "drafts"), version="1.0.0")
+    if published:
+        refused(again, "ConflictError", "1.0.0", "never change")
+    else:
+        assert "revision" in again
+    for revision in ("v1.0.0", "main"):
+        holds(hub, "1.0.0", (1, 2), revision)
+        assert repository(hub).history(revision) == ["Version 1.0.0", "initial commit"]
+    assert list(repository(hub).branches) == ["main"]
     assert hub.received["upload"] <= (3 if kind == "upload" else 2) * SIZE
 
 
@@ -242,7 +259,8 @@ def test_a_draft_too_large_for_a_commit_goes_through_a_branch(hub: HubServer, us
     answer = user.do(
         "publish", folder=folder, version="1.1.0", numbers=[1, 3, 4, 5], held=[1], former=first, files=2
     )  # fmt: skip
-    assert repository(hub).history("v1.1.0") == ["Version 1.1.0"] * 3 + ["Version 1.0.0", "initial commit"]
+    assert repository(hub).history("v1.1.0") == ["Version 1.1.0"] * 3 + ["an edit", "Version 1.0.0", "initial commit"]
+    assert repository(hub).history("main") == ["Version 1.1.0", "an edit", "Version 1.0.0", "initial commit"]
     assert repository(hub).tags["v1.1.0"] == answer["revision"]
     holds(hub, "1.1.0", (1, 3, 4, 5))
     assert list(repository(hub).branches) == ["main"]
@@ -279,28 +297,36 @@ def test_a_branch_that_somebody_else_commits_to_is_told(hub: HubServer, user: Cl
     assert user.do("versions") == {}
 
 
-def test_a_main_branch_that_moved_stays_and_what_was_left_over_goes_with_the_next_version(
+def test_what_a_main_branch_could_not_follow_it_does_with_the_next_version(
     hub: HubServer, user: Client, folder: str
 ) -> None:
-    told = {"folder": folder, "numbers": [1, 2, 3, 4], "files": 2}
-    hub.meanwhile("tag", lambda: hub.commit(REPOSITORY, {"LICENSE": b"mine"}))
+    hub.answers("commit", 403, first=2)
     hub.answers("branch", 403, first=2)
-    assert "revision" in user.do("publish", version="1.0.0", **told)
+    assert "revision" in user.do("publish", folder=folder, version="1.0.0")
     assert sorted(repository(hub).branches) == ["main", "staging-v1.0.0"]
-    assert sorted(repository(hub).files("main")) == [".gitattributes", "LICENSE"]
+    assert list(repository(hub).files("main")) == [".gitattributes"]
     user.do("publish", version="1.1.0", folder=folder)
     assert list(repository(hub).branches) == ["main"]
     holds(hub, "1.1.0", (1, 2), "main")
+
+
+def test_a_main_branch_that_shows_what_was_never_tagged_is_put_right_by_the_next_version(
+    hub: HubServer, user: Client, folder: str
+) -> None:
+    hub.commit(REPOSITORY, {MANIFEST: b"{}", "directions/stray.parquet": b"PAR1"}, "a publication without a tag")
+    user.do("publish", folder=folder, version="1.0.0")
+    holds(hub, "1.0.0", (1, 2), "main")
 
 
 def test_a_version_older_than_the_newest_leaves_the_main_branch_alone(
     hub: HubServer, user: Client, folder: str
 ) -> None:
     first = user.do("publish", folder=folder, version="1.0.0")["revision"]
-    newest = user.do("publish", folder=folder, version="2.0.0", numbers=[5])["revision"]
+    user.do("publish", folder=folder, version="2.0.0", numbers=[5])
+    before = dict(repository(hub).branches)
     user.do("publish", folder=folder, version="1.0.1", numbers=[1, 3], held=[1], former=first)
     holds(hub, "1.0.1", (1, 3))
-    assert repository(hub).branches == {"main": newest}
+    assert repository(hub).branches == before
 
 
 def test_a_file_that_changed_since_the_draft_is_not_published(hub: HubServer, user: Client, tmp_path: Path) -> None:
@@ -462,7 +488,10 @@ def test_without_a_connection_what_was_fetched_is_there(
         assert traveller.do("versions") == {"1.0.0": first}
         assert traveller.do("manifest", version="1.0.0") == manifest
         shutil.rmtree(home / "hub")
-        refused(traveller.do("versions", patience=0.2), "StoreError", "no connection", gone.url)
+        refused(traveller.do("versions", patience=0.2), "UnreachableError", "no connection", gone.url)
+        begun = time.monotonic()
+        refused(traveller.do("find", words=["smile"]), "UnreachableError", "no connection", gone.url)
+        assert time.monotonic() - begun < 15
 
 
 def test_a_repository_that_is_not_there_has_no_versions(hub: HubServer, user: Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from typing import Any
 
@@ -50,7 +51,10 @@ def test_what_may_pass_is_told_from_what_may_not() -> None:
     full = clear_error("org/pack", OSError(errno.ENOSPC, "No space left on device"))
     assert isinstance(full, CatalogError)
     assert "no space left" in str(full)
-    assert isinstance(clear_error("org/pack", PermissionError(errno.EACCES, "denied")), InputError)
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        unwritable = clear_error("org/pack", OSError(number, os.strerror(number), "/cache/hub"))
+        assert isinstance(unwritable, InputError)
+        assert "/cache/hub" in str(unwritable) and "HF_HOME" in str(unwritable)
     assert isinstance(clear_error("org/pack", answer(404, RepositoryNotFoundError)), NotFoundError)
     assert isinstance(clear_error("org/pack", ValueError("Invalid metadata in README.md.")), InputError)
 

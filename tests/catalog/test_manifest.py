@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from catalog import manifest as manifests
+from catalog.canonical import form_of
 from catalog.fs import check_relative
 from catalog.records import content_id
 from catalog.tables import check_id
@@ -182,5 +184,38 @@ def test_parts_that_contradict_each_other_are_named_as_the_manifest() -> None:
 def test_an_entry_that_was_copied_with_changes_is_written_as_it_is_now() -> None:
     entry = manifests.FileEntry(sha256="0" * 64, bytes=10)
     other = manifests.FileEntry(sha256="0" * 64, bytes=11)
-    assert entry.ready.text != entry.model_copy(update={"bytes": 11}).ready.text == other.ready.text
+    assert entry.text != entry.model_copy(update={"bytes": 11}).text == other.text
     assert entry.model_copy(update={"bytes": 11}) == other
+
+
+@given(
+    size=st.integers(0, 2**53), rows=st.none() | st.integers(0, 2**53), footer=st.none() | st.just("c" * 64),
+    counts=st.dictionaries(st.sampled_from(["directions", "images", "regions"]), st.integers(0, 9)),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_entries_know_the_form_that_their_keys_have(
+    size: int, rows: int | None, footer: str | None, counts: dict[str, int]
+) -> None:
+    file = {"sha256": "b" * 64, "bytes": size, "rows": rows, "footer": footer}
+    shards = {table: (f"{table}/a.b-c.parquet",) for table, count in counts.items() if count}
+    chunk = {"digest": "d" * 32, "rows": counts, "shards": shards}
+    assert manifests.FileEntry.model_validate(file).text == form_of(file)
+    assert manifests.ChunkEntry.model_validate(chunk).text == form_of(chunk)
+
+
+def test_entries_of_which_there_are_thousands_have_no_dictionary_and_share_what_is_equal() -> None:
+    file = manifests.FileEntry(sha256="0" * 64, bytes=10)
+
+    def chunk(number: int) -> manifests.ChunkEntry:
+        shards = {"images": [f"images/{number}.parquet"]}
+        return manifests.ChunkEntry.model_validate({"digest": "0" * 32, "rows": {"images": 4}, "shards": shards})
+
+    one, two, again = chunk(1), chunk(2), chunk(1)
+    assert not hasattr(file, "__dict__") and not hasattr(one, "__dict__")
+    assert one.rows is two.rows and one.shards["images"][0] is again.shards["images"][0]
+
+
+@pytest.mark.parametrize("changes", [{"bytes": -1}, {"sha256": "x"}, {"more": 1}])
+def test_an_entry_is_not_copied_with_values_that_it_could_not_be_read_with(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        manifests.FileEntry(sha256="0" * 64, bytes=10).model_copy(update=changes)

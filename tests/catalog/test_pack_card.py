@@ -18,8 +18,17 @@ from catalog.card import CardFields
 from catalog.hub.arranging import Arranged, arrange
 from catalog.hub.card import FIGURES, CardContent, configs, figures_in, pack_card, tags
 from catalog.hub.card_safety import check_card
+from catalog.hub.citations import citations_of, cited
 from catalog.hub.figures import Figures, Group, figures_of
-from catalog.hub.licences import carried_over, hub_licence, non_commercial
+from catalog.hub.licences import (
+    carried_over,
+    hub_licence,
+    may_be_passed_on,
+    non_commercial,
+    pack_licence,
+    sources_of,
+    stated,
+)
 from catalog.hub.parts import part_name
 from catalog.hub.portable import portable, portable_text
 from catalog.hub.sheets import sheets
@@ -255,6 +264,8 @@ def test_every_source_of_a_merged_catalog_is_named_with_its_licence(tmp_path: Pa
         ("CC BY-NC-SA 4.0 (NVIDIA Corporation); each picture under its own", "cc-by-nc-sa-4.0", None),
         ("CelebAMask-HQ agreement: non-commercial (https://x.org/a)", "other", "celebamask-hq-agreement"),
         ("several licences: CC BY-NC 4.0; CC BY-NC-SA 4.0", "other", "several-licences"), ("§§", "other", "other"),
+        ("cc_by_nc_4.0", "cc-by-nc-4.0", None), ("CC BY\u2011NC\u00a04.0", "cc-by-nc-4.0", None),
+        ("Weights: MIT. Images: FFHQ", "other", "mit.-images"), ("weights: MIT", "mit", None),
     ],
 )  # fmt: skip
 def test_licences_are_called_as_the_hub_knows_them(text: str, name: str, named: str | None) -> None:
@@ -267,10 +278,57 @@ def test_licences_are_called_as_the_hub_knows_them(text: str, name: str, named: 
 @pytest.mark.parametrize(
     ("text", "bound"),
     [("CC BY-NC 4.0", True), ("cc-by-nc-sa-2.0", True), ("Non-commercial research", True), ("noncommercial", True),
-     ("Apache-2.0", False), ("ncsa", False), (None, False), ("commercial use allowed", False)],
+     ("not for commercial use", True), ("No commercial use", True), ("cc_by_nc_4.0", True), ("research only", True),
+     ("non\u2011commercial", True), ("non\u00adcommercial", True), ("CC BY\u2013NC 4.0", True),
+     ("For research-use-only", True),
+     ("commercial use is strictly prohibited", True), ("may not be used for any commercial purposes", True),
+     ("Only for academic purposes", True), ("research and educational use only", True), ("deepfloyd-if-license", True),
+     ("Apache-2.0", False), ("ncsa", False), (None, False), ("commercial use allowed", False), ("read-only", False),
+     ("without restriction, including commercial use", False), ("no restriction on commercial use", False),
+     ("no redistribution", False), ("free for research", False)],
 )  # fmt: skip
 def test_licences_that_forbid_commercial_use_are_known(text: str | None, bound: bool) -> None:
     assert non_commercial(text) is bound
+    if text is not None:
+        named = hub_licence(text)
+        assert non_commercial(named.get("license_name", named["license"])) is bound  # the name says what the text does
+
+
+@pytest.mark.parametrize("text", ["", " None ", "n/a", "N.A.", "unknown", "Not stated", "not_specified", "\u2014", 3])
+def test_words_that_name_no_licence_are_none(text: object) -> None:
+    assert stated(text) is None
+
+
+def test_a_licence_over_sources_that_forbid_commercial_use_says_so_in_its_name() -> None:
+    assert pack_licence("cc-by-4.0", False) == {"license": "cc-by-4.0"}
+    assert pack_licence("CC BY-NC 4.0 (NAVER)", True) == {"license": "cc-by-nc-4.0"}
+    for own in ("cc-by-4.0", "Weights: published with MIT-licensed code; the card asks for research use only."):
+        fields = pack_licence(own, True)
+        assert fields["license"] == "other"
+        assert non_commercial(fields["license_name"])
+    assert len(pack_licence("x" * 200, True)["license_name"]) <= 60
+
+
+def test_what_model_data_and_masks_ask_to_be_cited_is_found_once_each_and_within_merged_catalogs() -> None:
+    inner = [{"name": "a", "citation": "@misc{a}"}, {"name": "b", "citation": "@misc{a} ", "redistributable": False}]
+    outer = {"name": "a + b", "sources": inner}, {"name": "c", "mask_model": {"citation": "SAM"}, "licence": "mit"}
+    of = story(sources=list(outer))
+    of = of.model_copy(update={"model": {**of.model, "citation": "The model (2020)"}})
+    assert citations_of(of) == ("The model (2020)", "@misc{a}", "SAM")
+    assert [source["name"] for source in sources_of(of)] == ["a", "b", "c"]
+    assert not may_be_passed_on(of)
+    assert citations_of(story(citation=["no text"], mask_model="none")) == ()
+
+
+def test_bibtex_stands_in_a_block_that_nothing_in_it_can_end() -> None:
+    text = cited(("Plain & <b>bold</b>", f"@misc{{a,\n\n  title={{{NASTY}}},\n\tnote={{\\v{{c}}}}\n}}\n```\n# h"))
+    assert text.startswith("- Plain &amp; \u2039b\u203abold")
+    block = text[text.index("```bibtex\n") :]
+    assert block.count("`") == 6 and block.endswith("\n```")
+    assert "\n  note={\\v{c}}\n}" in block and "\u202e" not in block
+    assert "](" not in block and "<" not in block
+    check_card(text.encode(), "README.md")
+    assert cited(()) == "- none given"
 
 
 def test_a_pack_inherits_the_licence_of_its_sources_where_they_tell() -> None:
@@ -297,6 +355,10 @@ def test_a_pack_inherits_the_licence_of_its_sources_where_they_tell() -> None:
         ("cannot read /mnt/alice/x.png (torn)", "cannot read x.png (torn)"), ("root:/home/alice/x", "root:x"),
         ("agreement (https://github.com/a/b)", "agreement (https://github.com/a/b)"),
         ("https://alice:secret@host/faces", "https://host/faces"), ("s3://bucket/faces?X-Sig=1", "s3://bucket/faces"),
+        ('pipe:curl -H "Authorization: Bearer hf_abcdefgh1234" https://x.org/y.tar',
+         'pipe:curl -H "Authorization: ***" https://x.org/y.tar'),
+        ("why, token=hf_abcdefgh1234", "why, token=***"), ("https://u:p/w@x.org/a", "https://x.org/a"),
+        ("/home/alice/hf_abcdefgh1234", "***"), ("hf_abcdefgh1234", "***"),
         ("line\\n/home/alice/x", "line\\nx"), ("why? because", "why? because"), ("1/2", "1/2"), ("", ""),
     ],
 )  # fmt: skip
@@ -322,6 +384,10 @@ def test_a_story_keeps_everything_but_where_things_lay() -> None:
     assert found.model == {"fingerprint": "m", "reference": "model", "commit": None}
     assert found.data["sources"] == [{"name": "x", "mask_model": {"reference": "sam"}}]
     assert found.identity() == of.identity()
+    accents = "@misc{a, author={{\\v{c}}{\\v{z}}in{\\'o}vi{\\'c}}, url={https://x.org/a/b}"
+    entry = accents + ", file={/home/alice/a.pdf}, t={hf_abcdefgh12}}"
+    told = of.model_copy(update={"data": {**of.data, "citation": entry}})
+    assert portable(told).data["citation"] == accents + ", file={a.pdf}, t={***}}"
     assert "alice" not in found.model_dump_json()
 
 
@@ -329,5 +395,29 @@ def test_tags_are_short_words_and_few(source: Path, tmp_path: Path) -> None:
     _, made = content(source, tmp_path / "new")
     groups = tuple(replace(made.figures.groups[0], region=f"region {i} " + "x" * 90) for i in range(90))
     found = tags(replace(made, figures=Figures(groups, {})))
-    assert len(found) == 40
+    assert len(found) <= 100
     assert all(re.fullmatch(r"[\w.+-]{1,60}", tag) for tag in found)
+
+
+def test_tags_name_regions_beside_many_data_sets_and_tags_of_the_publisher(source: Path, tmp_path: Path) -> None:
+    _, made = content(source, tmp_path / "new")
+    one = made.figures.groups[0]
+    groups = tuple(replace(one, dataset=f"set-{i:03}", region=f"region-{i % 6}") for i in range(200))
+    fields = replace(FIELDS, tags=tuple(f"tag-{i}" for i in range(200)))
+    found = tags(replace(made, figures=Figures(groups, {}), fields=fields))
+    assert len(found) == 100
+    assert {"rhumb", "tag-0", "set-000", *(f"region-{i}" for i in range(6))} <= set(found)
+
+
+def test_a_data_set_or_region_that_is_called_all_is_told_from_all_of_them(tmp_path: Path) -> None:
+    regions = ("mouth", "all")
+    chunks = [told(chunk_of(name, 1, regions), name) for name in ("all", "other")]
+    made = content(written(tmp_path / "source", *chunks), tmp_path / "pack")[1]
+    found = {name: pattern.replace("-" + "?" * 16, "") for name, pattern in configs(made)[3:]}
+    assert found == {
+        "all-5ef5ef_all-5ef5ef": "directions/all.all.parquet", "all-5ef5ef_mouth": "directions/all.mouth.parquet",
+        "other_all-5ef5ef": "directions/other.all.parquet", "other_mouth": "directions/other.mouth.parquet",
+        "all_all-5ef5ef": "directions/*.all.parquet", "all_mouth": "directions/*.mouth.parquet",
+        "all-5ef5ef_all": "directions/all.*.parquet", "other_all": "directions/other.*.parquet",
+    }  # fmt: skip
+    assert "`all-5ef5ef_mouth`" in halves(pack_card(made))[1]

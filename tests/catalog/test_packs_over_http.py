@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from catalog.index import build_indexes
 from catalog.reader import Catalog
+from catalog.secrecy import HIDDEN
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
 from tests.catalog.hub_client import Client, client
@@ -35,6 +37,7 @@ def user(hub: HubServer, tmp_path: Path) -> Iterator[Client]:
     with client(hub, tmp_path / "home") as user:
         yield user
     assert TOKEN not in user.stderr()
+    assert "signature" not in user.stderr().lower()
 
 
 @pytest.fixture
@@ -83,3 +86,39 @@ def test_a_traveller_reads_what_was_pulled_before(hub: HubServer, user: Client, 
         assert refused["error"] == "InputError"
         assert "HF_HUB_OFFLINE" in refused["message"]
     assert verify(tmp_path / "elsewhere").problems == ()
+
+
+def test_a_traveller_has_the_part_that_is_cached_though_the_name_of_a_newer_version_is_known(
+    source: Path, tmp_path: Path
+) -> None:
+    home, told = tmp_path / "home", {"name": "org/pack", "region": "mouth"}
+    with serve() as hub, client(hub, home) as user:
+        done(user.do("publish_catalog", catalog=str(source), version="1.0.0"))
+        expected = done(user.do("directions", **told))
+        done(user.do("pull", **told, out=str(tmp_path / "first")))
+        with CatalogWriter.open(source) as writer:
+            writer.commit(chunk_of("later", images=1))
+        build_indexes(source)
+        done(user.do("publish_catalog", catalog=str(source), version="1.1.0"))
+        user.do("manifest", version="1.1.0")
+    for offline in (True, False):  # told to be, or without a connection
+        out = tmp_path / f"offline {offline}"
+        with client(hub, home, offline=offline) as traveller:
+            begun = time.monotonic()
+            assert traveller.do("directions", **told) == expected
+            assert done(traveller.do("pull", **told, out=str(out)))["version"] == "1.0.0"
+            assert time.monotonic() - begun < 60
+        assert verify(out).problems == ()
+
+
+def test_addresses_that_were_signed_are_not_logged_whoever_listens(
+    hub: HubServer, user: Client, source: Path, tmp_path: Path
+) -> None:
+    hub.cuts("upload", after=500, first=2)
+    done(user.do("publish_catalog", catalog=str(source), version="1.0.0"))
+    hub.cuts("content", after=2000, first=3)
+    done(user.do("pull", name="org/pack", out=str(tmp_path / "out")))
+    said = user.stderr()
+    assert "thrown while requesting PUT" in said and "Error while downloading" in said
+    assert said.count(f"?{HIDDEN}") >= 2
+    assert "signed-for-a-while" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -25,10 +26,13 @@ from catalog.hub.names import PackName
 from catalog.hub.opening import open_hub
 from catalog.hub.parts import Part
 from catalog.hub.publishing import publish
-from catalog.hub.pulling import pull, pulled_from
+from catalog.hub.pulled import Keeper, pulled_from
+from catalog.hub.pulling import pull
+from catalog.hub.stores import StoreHub, StoreSnapshot
 from catalog.index import build_indexes
 from catalog.lookup import similar
 from catalog.merging import merge
+from catalog.pictures import encode_png
 from catalog.reader import Catalog
 from catalog.schema import LEFT_OUT
 from catalog.store import StoreError
@@ -235,9 +239,110 @@ def test_only_a_new_folder_or_its_own_is_pulled_into(pack: Path, hub: FolderHub,
     pull(NAME, out, PARTS["a region"], hub)
     before = files(out)
     for part in (None, PARTS["a kind of a region"]):
-        with pytest.raises(ConflictError, match="this very version and part"):
+        with pytest.raises(ConflictError, match="this very part"):
             pull(NAME, out, part, hub)
     assert files(out) == before
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> PackName:
+    """A pack of a local hub with versions 1.0.0 and 1.1.0, whose directions differ; not to be changed."""
+    root = tmp_path_factory.mktemp("grown")
+    name = PackName.parse(f"{root}/hub/org/pack")
+    chunks = chunks_of_pack(6, REGIONS[:2])
+    for version, own in (("1.0.0", chunks[:2]), ("1.1.0", chunks[1:])):
+        with CatalogWriter.create(root / version, provenance()) as writer:
+            for chunk in own:
+                writer.commit(chunk)
+        publish(root / version, name, version, open_hub(name), CardFields(licence="mit"))
+    return name
+
+
+BOTH = pytest.mark.parametrize("part", [None, Part(regions=("mouth",))], ids=["whole", "part"])
+
+
+def of_version(name: PackName, version: str) -> PackName:
+    return dataclasses.replace(name, wanted=version)
+
+
+@BOTH
+def test_a_pull_that_was_cut_off_is_finished_at_a_newer_version(
+    grown: PackName, tmp_path: Path, part: Part | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: object) -> None:
+        raise StoreError("hub", "a cut connection", "an answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "finish", cut)
+        with pytest.raises(StoreError):
+            pull(of_version(grown, "1.0.0"), tmp_path / "out", part)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert any((tmp_path / "out" / "directions").iterdir())
+    assert pull(grown, tmp_path / "out", part).version == "1.1.0"
+    assert verify(tmp_path / "out").problems == ()
+    pull(grown, tmp_path / "fresh", part)
+    assert files(tmp_path / "out") == files(tmp_path / "fresh")
+
+
+@BOTH
+def test_a_finished_pull_is_brought_to_another_version_in_place(
+    grown: PackName, tmp_path: Path, part: Part | None
+) -> None:
+    for version in ("1.0.0", "1.1.0", "1.0.0"):
+        pull(of_version(grown, version), tmp_path / version, part)
+        pull(of_version(grown, version), tmp_path / "out", part)
+        assert verify(tmp_path / "out").problems == ()
+        assert files(tmp_path / "out") == files(tmp_path / version)
+
+
+@BOTH
+def test_the_version_that_stands_in_a_folder_stands_until_the_other_has_come(
+    grown: PackName, tmp_path: Path, part: Part | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull(of_version(grown, "1.0.0"), tmp_path / "out", part)
+    monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "empty"))
+    fails = Fails(4, 10**9)
+    for name in ("fetch", "read"):
+        real = getattr(StoreSnapshot, name)
+        monkeypatch.setattr(StoreSnapshot, name, lambda *told, real=real: (fails(""), real(*told))[1])
+    with pytest.raises(StoreError):
+        pull(grown, tmp_path / "out", part)
+    with Catalog.open(tmp_path / "out") as former:
+        assert all(np.isfinite(former.vector(key.decode())).all() for key in former.ids())
+    known = pulled_from(tmp_path / "out")
+    assert known is not None and known.version == "1.0.0"
+    fails.first = 10**9
+    pull(grown, tmp_path / "out", part)
+    assert verify(tmp_path / "out").problems == ()
+
+
+def test_what_a_folder_holds_that_may_not_be_replaced_is_named(grown: PackName, tmp_path: Path) -> None:
+    out, part = tmp_path / "out", Part(regions=("mouth",))
+    pull(of_version(grown, "1.0.0"), out, part)
+    with pytest.raises(ConflictError, match=r"found org/pack 1\.0\.0 \(regions mouth\); .*nothing was written"):
+        pull(grown, out)
+    with CatalogWriter.open(out) as writer:
+        writer.add_picture("mine", encode_png(np.zeros((2, 2, 3), np.uint8)))
+    before = files(out)
+    with pytest.raises(ConflictError, match=r"found org/pack 1\.0\.0 \(regions mouth\), changed since it was pulled"):
+        pull(grown, out, part)
+    assert files(out) == before
+
+
+def test_of_a_hub_that_is_away_the_newest_version_is_pulled_that_the_caches_have(
+    grown: PackName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = Part(regions=("mouth",))
+    pull(of_version(grown, "1.0.0"), tmp_path / "first", part)
+    monkeypatch.setattr(StoreHub, "away", True)
+    for name in ("fetch", "read"):
+        monkeypatch.setattr(StoreSnapshot, name, Fails(1, 10**9, InputError("org/pack", "HF_HUB_OFFLINE", "the Hub")))
+    done = pull(grown, tmp_path / "out", part)
+    assert done.version == "1.0.0"
+    assert verify(tmp_path / "out").problems == ()
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        pull(of_version(grown, ">1.0"), tmp_path / "newer", part)
+    assert not (tmp_path / "newer").exists()
 
 
 @pytest.mark.parametrize("part", [None, Part(regions=("mouth",))])
@@ -288,6 +393,8 @@ def test_what_is_not_there_is_named_with_what_is(hub: FolderHub, tmp_path: Path)
         pull(PackName("nowhere", "org", "pack", "2.0.0"), tmp_path / "out", None, hub)
     with pytest.raises(InputError, match="spaces"):
         Part(spaces=("z",))
+    with pytest.raises(InputError, match="regions"):
+        Part(regions=("",))
 
 
 @pytest.mark.parametrize(("kind", "stride"), [("whole", 9), ("part", 71)])

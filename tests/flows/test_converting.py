@@ -95,7 +95,10 @@ def test_provenance_stays_with_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert (record["citation"], record["licence"]) == ("A. Author, 2020", "Weights: MIT.")
     assert record["source"] == "weights.pt of https://example.org"
     assert record["flags"]["num_head_channels"] == 32 and record["settings"] == ["use_fp16=True"]
-    assert record["fingerprint"] == load_denoiser(tmp_path / "model").info.fingerprint
+    denoiser = load_denoiser(tmp_path / "model")
+    assert record["fingerprint"] == denoiser.info.fingerprint
+    assert denoiser.origin is not None
+    assert (denoiser.origin.terms.citation, denoiser.origin.terms.licence) == ("A. Author, 2020", "Weights: MIT.")
     assert str(tmp_path) not in text  # where a folder lay is nobody else's business
 
 

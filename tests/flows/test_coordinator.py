@@ -219,9 +219,11 @@ def all_before_the_first_beat(desk: Desk, works: Iterable[Work]) -> Iterator[Non
 # -- workers that cheat ------------------------------------------------------------------------------------------------
 
 
-def test_deposits_of_a_dead_run_are_taken_in_and_not_mined_again(
-    bench: Bench, mined: list[int], whole: dict[str, bytes]
+@pytest.mark.parametrize("at_once", [1, 512])
+def test_deposits_of_a_dead_run_are_taken_in_however_many_at_once_and_not_mined_again(
+    at_once: int, bench: Bench, mined: list[int], whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(flows.coordinator, "AT_ONCE", at_once)
     out = bench.folder / "out"
     leave_deposits(bench, out)
     mined.clear()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from flows.datasets.classes import ClassFoldersDataset, ClassFoldersSource
+from flows.datasets.classes import CITATION, ClassFoldersDataset, ClassFoldersSource
 from pipeline.errors import InputError
 from tests.flows.dataset_files import PACKERS, encoded, in_folder, opened, pixels
 
@@ -87,8 +87,9 @@ def test_another_layout_is_told_with_what_was_found(tmp_path: Path, files: dict[
 def test_imagenet_is_not_passed_on_and_other_classes_are_the_users_own(tmp_path: Path) -> None:
     imagenet = classes(in_folder(tmp_path / "imagenet", FILES), licence="mine")
     assert not imagenet.redistributable and imagenet.licence is not None and "ImageNet" in imagenet.licence
+    assert imagenet.citation == CITATION
     own = classes(in_folder(tmp_path / "own", {"cat/a.png": encoded(1)}), licence="CC0", name="pets")
-    assert (own.redistributable, own.licence, own.name) == (True, "CC0", "pets")
+    assert (own.redistributable, own.licence, own.name, own.citation) == (True, "CC0", "pets", None)
 
 
 def test_keys_are_unique_printable_and_short_whatever_the_names(tmp_path: Path) -> None:

@@ -146,12 +146,13 @@ def test_a_damaged_parquet_file_is_told(tmp_path: Path, streaming: bool) -> None
 
 
 @BOTH
-def test_a_card_may_name_its_licence_and_no_files_elsewhere(tmp_path: Path, streaming: bool) -> None:
+def test_a_card_may_name_its_licence_and_what_to_cite_and_no_files_elsewhere(tmp_path: Path, streaming: bool) -> None:
     card = folder(tmp_path / "faces") / "README.md"
     card.write_text("---\nlicense: cc-by-4.0\n---\nFaces.\n")
     assert source(tmp_path / "faces", streaming=streaming, licence="mine").licence == "cc-by-4.0"
-    card.write_text("---\nlicense: [mit, cc0-1.0]\n---\n")
-    assert source(tmp_path / "faces", streaming=streaming).licence == "mit, cc0-1.0"
+    card.write_text("---\nlicense: [mit, cc0-1.0]\n---\n```bibtex\n@misc{faces}\n```\n")
+    found = source(tmp_path / "faces", streaming=streaming)
+    assert (found.licence, found.citation) == ("mit, cc0-1.0", "@misc{faces}")
     folder(tmp_path / "other")
     for elsewhere in ("../other/data/*.parquet", str(tmp_path / "other" / "data" / "*.parquet")):
         card.write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {elsewhere}\n---\n")

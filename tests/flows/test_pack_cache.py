@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import catalog.hub.opening
@@ -15,6 +19,7 @@ from catalog.hub.contract import Hub
 from catalog.hub.names import PackName
 from catalog.reader import Catalog
 from catalog.store import StoreError
+from catalog.verify import verify
 from flows.direction_pack import DirectionPack
 from flows.pack_cache import cache_folder
 from pipeline.errors import CatalogError, InputError, NotFoundError
@@ -73,6 +78,30 @@ def test_without_a_connection_the_newest_that_is_meant_comes_from_the_cache(
         DirectionPack.from_pretrained(name, revision=">=2")
     with pytest.raises(StoreError):
         DirectionPack.from_pretrained(name, region="hair")
+
+
+@pytest.mark.parametrize("wanted", ["", ">=1,<2"])
+def test_a_newer_version_of_which_only_the_name_is_known_does_not_hide_the_cached_one(
+    hub: FolderHub, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = DirectionPack.from_pretrained("org/pack", region="mouth").entries()
+    hub._version, hub.away = hub._version.parse("1.1.0"), True  # as its client's cache tells them
+    hub.own.before = lambda what: None if what == "versions" else unreachable(what)
+    found = DirectionPack.from_pretrained("org/pack", revision=wanted, region="mouth")
+    assert (found.name, found.entries()) == ("org/pack@1.0.0", expected)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.own.before = never
+    assert DirectionPack.from_pretrained("org/pack", revision=wanted, region="mouth").name == "org/pack@1.0.0"
+
+
+def test_a_hub_that_is_lost_while_a_newer_version_comes_leaves_the_cached_one_with_a_warning(hub: FolderHub) -> None:
+    DirectionPack.from_pretrained("org/pack", region="mouth")
+    hub._version = hub._version.parse("1.1.0")
+    hub.own.before = lambda what: None if what == "versions" else unreachable(what)
+    with pytest.warns(UserWarning, match=r"1\.1\.0 could not be pulled, so 1\.0\.0 is used .*no connection"):
+        assert DirectionPack.from_pretrained("org/pack", region="mouth").name == "org/pack@1.0.0"
+    with pytest.raises(StoreError):
+        DirectionPack.from_pretrained("org/pack", revision=">1.0", region="mouth")
 
 
 def test_parts_and_hubs_and_versions_are_kept_apart(hub: FolderHub, folder: Path) -> None:
@@ -144,9 +173,85 @@ def test_what_was_damaged_in_the_cache_is_fetched_again(hub: FolderHub, damage: 
     assert DirectionPack.from_pretrained("org/pack", revision="v1.0.0").entries() == expected
 
 
+@pytest.mark.parametrize("table", ["directions", "concepts"])
+def test_bytes_that_changed_in_the_cache_are_found_when_they_are_read_and_fetched_again(
+    hub: FolderHub, table: str
+) -> None:
+    sound = DirectionPack.from_pretrained("org/pack", revision="v1.0.0", region="mouth")
+    entries = sound.entries()
+    vectors = [sound.vector(entry.id) for entry in entries]
+    for place in (0.5, 0.99):
+        for path in (sound.catalog.folder / table).iterdir():
+            content = bytearray(path.read_bytes())
+            content[int(len(content) * place)] ^= 255
+            path.write_bytes(content)
+        again = DirectionPack.from_pretrained("org/pack", revision="v1.0.0", region="mouth")
+        assert all(map(np.array_equal, (again.vector(entry.id) for entry in entries), vectors))
+        assert all(again.effect(entry.id).any() for entry in entries)
+        assert again.entries() == entries
+    assert verify(again.catalog.folder).ok
+    path.write_bytes(path.read_bytes()[::-1])
+    hub.own.before = unreachable
+    shutil.rmtree(cache_folder().parent / "pieces")
+    lost = DirectionPack.from_pretrained("org/pack", revision="v1.0.0", region="mouth")
+    with pytest.raises(CatalogError, match=f"{lost.catalog.folder}: found a damaged copy of org/pack 1.0.0.*no con"):
+        for entry in entries:
+            lost.vector(entry.id)
+
+
+def test_a_catalog_of_ones_own_that_is_damaged_is_left_as_it_is(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "own")
+    shard = next((tmp_path / "own" / "directions").iterdir())
+    shard.write_bytes(shard.read_bytes()[::-1])
+    with pytest.raises(CatalogError, match=shard.name):
+        DirectionPack.from_pretrained(tmp_path / "own").entries()
+    assert shard.exists()
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache in which nothing may be made from now on."""
+    make, access, cache = os.mkdir, os.access, tmp_path / "cache"
+
+    def refuse(path: str | Path, *told: Any, **more: Any) -> None:
+        if cache in (Path(path), *Path(path).parents):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        make(path, *told, **more)
+
+    def denied(path: str | Path, mode: int, **more: Any) -> bool:
+        return Path(path) != cache and access(path, mode, **more)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr(os, "access", denied)
+    return cache
+
+
+def test_where_the_cache_cannot_be_written_packs_are_kept_for_as_long_as_the_process_lives(
+    hub: FolderHub, read_only: Path
+) -> None:
+    found = DirectionPack.from_pretrained("org/pack", region="mouth")
+    assert found.entries()
+    assert not read_only.exists()
+    hub.own.before = lambda what: None if what == "versions" else never(what)
+    assert DirectionPack.from_pretrained("org/pack", region="mouth").catalog.folder == found.catalog.folder
+
+
+def test_a_cache_that_can_only_be_read_is_read(hub: FolderHub, request: pytest.FixtureRequest) -> None:
+    kept = DirectionPack.from_pretrained("org/pack", region="mouth").catalog.folder
+    request.getfixturevalue("read_only")
+    hub.own.before = lambda what: None if what == "versions" else never(what)
+    assert DirectionPack.from_pretrained("org/pack", region="mouth").catalog.folder == kept
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        (None, {}),
+        (3, {}),
+        ("x" * 5000, {}),
+        ("org/pack", {"revision": None}),
+        ("org/pack", {"region": ""}),
+        ("org/pack", {"region": ("mouth", "x" * 300)}),
         ("pack", {}),
         ("org/../pack", {}),
         ("org/pack\0", {}),
@@ -157,10 +262,10 @@ def test_what_was_damaged_in_the_cache_is_fetched_again(hub: FolderHub, damage: 
     ],
 )
 def test_a_name_that_can_be_none_is_refused_before_anything_is_asked(
-    hub: FolderHub, name: str, options: dict[str, Any]
+    hub: FolderHub, name: Any, options: dict[str, Any]
 ) -> None:
     hub.own.before = never
-    with pytest.raises((InputError, CatalogError)):
+    with pytest.raises(InputError):
         DirectionPack.from_pretrained(name, **options)
     assert not cache_folder().exists()
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from catalog.concepts import load_concepts
+from catalog.hub.hugging_face import HuggingFaceHub
 from catalog.reader import Catalog
+from catalog.store import StoreError
 from catalog.verify import verify
+from pipeline.errors import InputError
 from tests.catalog.local_hub import versions
 from tests.catalog.samples import chunk_of, small_catalog
 from tests.flows import tiny
@@ -109,6 +112,25 @@ def test_search_finds_packs_by_all_of_the_words(hub: Path, capsys: Capture) -> N
     assert answer(capsys, "search", "pack", "cathedral", "--hub", hub)["packs"] == []
 
 
+@pytest.mark.parametrize(
+    "error",
+    [InputError("search", "HF_HUB_OFFLINE", "the Hub"), InputError("search", "HTTP 401", "a token"),
+     StoreError("search", "no connection", "an answer")],
+    ids=["offline", "expired token", "no connection"],
+)  # fmt: skip
+def test_the_packs_on_this_machine_are_found_whatever_is_wrong_with_the_hub(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(HuggingFaceHub, "find", fail)
+    found = answer(capsys, "search", "faces64")["packs"]
+    assert [one["repository"] for one in found] == ["builtin/faces64"]
+    assert tiny.run("search", "faces64") == 0
+    assert str(error) in " ".join(capsys.readouterr().err.split())
+
+
 def test_two_versions_differ_by_what_was_added(hub: Path, capsys: Capture) -> None:
     found = answer(capsys, "diff", f"{hub}/org/pack@1.0.0", f"{hub}/org/pack@1.1.0", code=1)
     assert len(found["added"]["directions"]) == len(chunk_of("chunk-1").directions)
@@ -117,9 +139,10 @@ def test_two_versions_differ_by_what_was_added(hub: Path, capsys: Capture) -> No
 
 
 def test_the_pack_that_comes_along_holds_prototypes_of_every_region_in_both_spaces(
-    tmp_path: Path, capsys: Capture
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert answer(capsys, "pull", "builtin/faces64", "--out", tmp_path / "all")["bytes"] < 10e6
+    whole = answer(capsys, "pull", "builtin/faces64", "--out", tmp_path / "all")
+    assert whole["bytes"] < 10e6
     assert verify(tmp_path / "all").ok
     with Catalog.open(tmp_path / "all") as catalog:
         found = {(concept.region, concept.space) for concept in load_concepts(catalog)}
@@ -127,6 +150,11 @@ def test_the_pack_that_comes_along_holds_prototypes_of_every_region_in_both_spac
     assert found == {(region, space) for region in regions for space in ("x", "h")}
     part = answer(capsys, "pull", "builtin/faces64", "--region", "mouth", "--out", tmp_path / "mouth")
     assert 0 < part["concepts"] < len(found)
+    monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "empty"))
+    part = answer(
+        capsys, "pull", "builtin/faces64", "--region", "nose", "--without", "preview", "--out", tmp_path / "nose"
+    )
+    assert 0 < part["new_bytes"] <= 0.2 * whole["new_bytes"]
     assert answer(capsys, "search", "faces64 mouth", "--hub", "builtin")["packs"][0]["repository"] == "builtin/faces64"
 
 

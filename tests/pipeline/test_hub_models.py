@@ -19,6 +19,7 @@ from tests.pipeline.tiny_hub import REPO, TinyHub, folder_files, serve
 from tests.pipeline.tiny_models import tiny_pipeline_folder
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+CARD = b"---\nlicense: other\nlicense_name: tiny-nc\nlicense_link: https://x.org/l\n---\n```\n@misc{tiny}\n```\n"
 READ = {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS}
 
 
@@ -35,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = root / "home"
     old = folder_files(tiny_pipeline_folder(root / "old"))
     new = folder_files(tiny_pipeline_folder(root / "new", seed=1))
-    new |= {"README.md": b"# not for loading", "run.py": b"raise SystemExit", "rhumb_conversion.json": b'{"from": "x"}'}
+    new |= {"README.md": CARD, "notes.md": b"# no", "run.py": b"raise", "rhumb_conversion.json": b'{"from": "x"}'}
     pickled = {name: data for name, data in old.items() if name != WEIGHTS}
     torch.save(load_file(root / "old" / WEIGHTS), root / "weights.bin")
     pickled |= {WEIGHTS.replace(".safetensors", ".bin"): (root / "weights.bin").read_bytes(), "unet/x.fp16.bin": b"no"}
@@ -91,12 +92,18 @@ def test_exactly_the_files_that_were_read_are_recorded_with_their_hashes(world: 
 
 def test_nothing_else_is_fetched_and_a_known_commit_is_not_asked_for_again(world: dict[str, Any]) -> None:
     fetched = [line for line in world["asked"] if line.startswith("GET") and "/resolve/" in line]
-    assert not any(line.endswith((".md", ".py", "fp16.bin")) for line in fetched)
+    assert not any(line.endswith(("notes.md", ".py", "fp16.bin")) for line in fetched)
     assert len(fetched) == len(set(fetched))
 
 
 def test_without_a_network_the_cache_gives_the_same_model_and_the_same_origin(world: dict[str, Any]) -> None:
     assert world["offline"][: world["jobs"]] == world["online"][: world["jobs"]]
+
+
+def test_the_card_says_the_terms_of_a_model_and_only_small_words_of_it_are_kept(world: dict[str, Any]) -> None:
+    main, tagged = (result["terms"] for result in world["online"][:2])
+    assert main == {"licence": "tiny-nc (https://x.org/l)", "citation": "@misc{tiny}"}
+    assert tagged == {"licence": None, "citation": None}
 
 
 def test_a_cached_file_that_was_changed_is_found_out(world: dict[str, Any]) -> None:
