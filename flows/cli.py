@@ -16,6 +16,7 @@ from typing import Any
 from catalog.fs import disk_error
 from flows import pack_arguments as packs
 from flows.console import complain
+from flows.evaluation import arguments as evaluation
 from flows.orchestration import arguments as orchestration
 from flows.run_arguments import RUN
 from pipeline.errors import RhumbError
@@ -30,6 +31,7 @@ MODULES = {
     **dict.fromkeys(("similar", "homogeneity", "concepts"), "flows.lookup_commands"),
     **dict.fromkeys(orchestration.COMMANDS, "flows.orchestration_commands"),
     **dict.fromkeys(packs.COMMANDS, "flows.pack_commands"),
+    "evaluate": "flows.evaluation.commands",
 }
 """Where the function of a command lies, if not in `flows.commands`."""
 ENVIRONMENT = {
@@ -86,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     for group in (_add_mining, _add_lookup, _add_edits, _add_checks, _add_training):
         group(add)
     packs.add_packs(add, CATALOG, KINDS)
+    evaluation.add_evaluation(add)
     orchestration.add_orchestration(add, RECIPE)
     _add_catalog(commands)
     return parser

@@ -32,19 +32,23 @@ Progress = Callable[[int, int], None]
 
 Convention = Literal["both", "x0"]
 
+ShiftOf = Callable[[torch.Tensor, int], torch.Tensor]
+"""A shift that depends on where it is added: h (B, *bottleneck_shape) and timestep -> (B|1, *bottleneck_shape)."""
+
 
 @dataclass(frozen=True)
 class BottleneckShift:
     """A direction added to the bottleneck activation h while the timestep is in a window.
 
     Attributes:
-        delta: (B|1, *bottleneck_shape), strength included; one shift per sample, or one for all.
+        delta: (B|1, *bottleneck_shape), strength included; one shift per sample, or one for all. Or a function that
+            gives it at each step; then h is asked for first, half a network call more inside the window.
         high, low: timestep indices; the shift acts where high >= t >= low.
         convention: "both": predicted x0 and the direction to x_t see the shifted prediction. "x0": only predicted x0
             does, Asyrp's asymmetric process (Kwon et al. 2023, eq. 4); costs a second call inside the window.
     """
 
-    delta: torch.Tensor
+    delta: torch.Tensor | ShiftOf
     high: int
     low: int = 0
     convention: Convention = "both"
@@ -57,6 +61,11 @@ class BottleneckShift:
 
     def acts(self, t: int) -> bool:
         return self.high >= t >= self.low
+
+    def at(self, denoiser: Denoiser, x: torch.Tensor, t: int) -> torch.Tensor:
+        """What is added to h at x (B, *x_shape) and t, in the type and on the device of x."""
+        delta = self.delta if isinstance(self.delta, torch.Tensor) else self.delta(denoiser.bottleneck(x, t), t)
+        return delta.to(device=x.device, dtype=x.dtype)
 
 
 def timestep_grid(t: int, steps: int, stop: int = -1) -> list[int]:
@@ -136,7 +145,8 @@ def sample(
             the last fifth).
         generator: source of the noise, required where eta > 0; its own device is used for drawing.
 
-    Cost: at most `steps` network calls, plus one per step inside the window under the "x0" convention.
+    Cost: at most `steps` network calls, plus one per step inside the window under the "x0" convention, and half a one
+    where the shift is a function of h.
 
     Raises:
         InputError: a wrong shape, timestep, eta or share, or eta > 0 without a generator.
@@ -147,7 +157,7 @@ def sample(
     total = len(grid) - 1
     first_random = total - round(eta_share * total)
     for done, (at, to) in enumerate(pairwise(reversed(grid))):
-        clean, noise = _predict(denoiser, x, at, shift)
+        clean, noise = predict(denoiser, x, at, shift)
         alpha, sigma = denoiser.alpha_sigma(to)
         random = _random_part(denoiser, at, to, eta) if done >= first_random else 0.0
         x = alpha * clean + math.sqrt(max(0.0, sigma**2 - random**2)) * noise
@@ -165,14 +175,16 @@ def round_trip_psnr(x0: torch.Tensor, x0_hat: torch.Tensor) -> torch.Tensor:
     return 10.0 * torch.log10(4.0 / error)
 
 
-def _predict(
-    denoiser: Denoiser, x: torch.Tensor, t: int, shift: BottleneckShift | None
+def predict(
+    denoiser: Denoiser, x: torch.Tensor, t: int, shift: BottleneckShift | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(predicted x0, noise for the direction to x_t), each (B, C, H, W)."""
+    """(predicted x0, noise for the direction to x_t), each (B, C, H, W): what one DDIM step from x at t is made of.
+
+    Differentiable in the shift, for those that learn one. Cost: as one step of `sample`.
+    """
     if shift is None or not shift.acts(t):
         return _both(denoiser, x, t, None)
-    delta = shift.delta.to(device=x.device, dtype=x.dtype)
-    clean, noise = _both(denoiser, x, t, delta)
+    clean, noise = _both(denoiser, x, t, shift.at(denoiser, x, t))
     return clean, noise if shift.convention == "both" else _both(denoiser, x, t, None)[1]
 
 

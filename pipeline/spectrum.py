@@ -63,12 +63,37 @@ def _rank(squares: torch.Tensor, total: float, energy: float) -> int:
     return int((squares.cumsum(0) < energy * total * (1 - 1e-12)).sum()) + 1
 
 
-def _frobenius(
-    op: LinearOperator, svd: TruncatedSVD, generator: torch.Generator, samples: int, confidence: float
-) -> tuple[float, Interval]:
+@dataclass(frozen=True)
+class Energy:
+    """Squared Frobenius norm held by known triplets, and of the whole operator with its interval."""
+
+    held: float
+    total: Interval
+
+    @property
+    def share(self) -> Interval:
+        """The held one over the whole; 1 for a zero operator."""
+        if self.total.estimate == 0.0:
+            return Interval(1.0, 1.0, 1.0)
+        whole = (self.total.estimate, self.total.high, self.total.low)
+        return Interval(*(self.held / value if value else 1.0 for value in whole))
+
+
+def sampled_energy(
+    op: LinearOperator,
+    svd: TruncatedSVD,
+    *,
+    generator: torch.Generator,
+    samples: int = 32,
+    confidence: float = 0.95,
+) -> Energy:
     """Energy held by the triplets, and of all of `op`: ||A||_F^2 = sum sigma^2 + E ||A (I - V V^T) w||^2, w Gaussian.
 
     The known part is exact (A v = sigma u), so only the rest is sampled, as in Hutch++ (Meyer et al. 2021); t interval.
+    Cost: `samples` JVPs. Randomness: `generator`.
+
+    Raises:
+        InputError: fewer than 8 samples or a confidence outside (0, 1).
     """
     if samples < 8 or not 0 < confidence < 1:
         raise InputError("samples, confidence", (samples, confidence), "at least 8, and between 0 and 1")
@@ -82,7 +107,7 @@ def _frobenius(
     energies = images.double().flatten(1).square().sum(dim=1)
     rest = float(energies.mean())
     half = _student(confidence, samples - 1) * float(energies.std()) / math.sqrt(samples)
-    return held, Interval(held + rest, held + max(rest - half, 0.0), held + rest + half)
+    return Energy(held, Interval(held + rest, held + max(rest - half, 0.0), held + rest + half))
 
 
 def _student(confidence: float, freedom: int) -> float:
@@ -103,15 +128,9 @@ def captured_energy(
 ) -> Interval:
     """Share of ||A||_F^2 held by the leading triplets of `svd`, matrix-free with a stochastic interval.
 
-    Cost: `samples` JVPs. Randomness: `generator`. A zero operator counts as fully captured.
-
-    Raises:
-        InputError: fewer than 8 samples or a confidence outside (0, 1).
+    Cost, randomness and errors as `sampled_energy`. A zero operator counts as fully captured.
     """
-    held, total = _frobenius(op, svd, generator, samples, confidence)
-    if total.estimate == 0.0:
-        return Interval(1.0, 1.0, 1.0)
-    return Interval(*(held / energy if energy else 1.0 for energy in (total.estimate, total.high, total.low)))
+    return sampled_energy(op, svd, generator=generator, samples=samples, confidence=confidence).share
 
 
 def rank_ratio_matrix_free(
@@ -125,15 +144,19 @@ def rank_ratio_matrix_free(
 ) -> RankRatio:
     """`rank_ratio` of an operator of which only k triplets are known; dimension is the smaller side.
 
-    Cost: `samples` JVPs. Randomness: `generator`. The interval stems from the sampled total energy; where even the k
-    triplets do not hold the upper bound's share, `high` is 1.
-
-    Raises:
-        InputError: as `captured_energy`.
+    Cost, randomness and errors as `sampled_energy`.
     """
-    _, total = _frobenius(op, svd, generator, samples, confidence)
-    dimension = min(math.prod(op.shape_in), math.prod(op.shape_out))
-    squares = _squares(svd.sigma)
+    total = sampled_energy(op, svd, generator=generator, samples=samples, confidence=confidence).total
+    return rank_ratio_within(svd.sigma, total, min(math.prod(op.shape_in), math.prod(op.shape_out)), energy)
+
+
+def rank_ratio_within(sigma: torch.Tensor, total: Interval, dimension: int, energy: float = RANK_ENERGY) -> RankRatio:
+    """`rank_ratio` from the k leading singular values (k,) and the energy `total` of the whole operator.
+
+    The interval stems from that of the energy; where even the k values do not hold the upper bound's share, `high` is
+    1.
+    """
+    squares = _squares(sigma)
     middle, low, high = (_rank(squares, value, energy) for value in (total.estimate, total.low, total.high))
     known = len(squares)
     return RankRatio(middle / dimension, low / dimension, 1.0 if high > known else high / dimension, middle <= known)

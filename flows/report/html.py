@@ -24,7 +24,7 @@ from flows.report.page import (
 from flows.report.style import STYLE
 
 # Written out, since the policy must hold whatever the page's content is.
-_HEAD = Markup(
+HEAD = Markup(
     '<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
     "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
     '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">'
@@ -369,6 +369,6 @@ def render_html(page: Page) -> str:
         tag("p", facts, class_="small") if facts else "",
         nav if links else "",
     )
-    head = tag("head", _HEAD, tag("title", page.title), tag("style", STYLE))
+    head = tag("head", HEAD, tag("title", page.title), tag("style", STYLE))
     document = tag("html", head, tag("body", header, tag("main", body), tag("footer")), lang="en")
     return f"<!doctype html>\n{document}\n"

@@ -18,8 +18,8 @@ from catalog.concepts import Concept
 from catalog.reader import Catalog
 from flows.report.choice import read_factors
 from pipeline.faces.factors import FACTORS, factors_of
+from pipeline.intervals import Figure, figure
 from pipeline.reader import AttributeReader
-from tests.benchmarks.harness import Figure, figure
 
 LEAST_MOVE = 0.05  # of a factor's range; half the reader's bar for a side effect of an edit
 SHUFFLES = 500

@@ -10,8 +10,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from pipeline.intervals import Figure, figure
 from pipeline.mining import Direction
-from tests.benchmarks.harness import Figure, figure
 from tests.benchmarks.trials import Trial
 
 SMALL_REGIONS = ("left_eye", "right_eye", "mouth")

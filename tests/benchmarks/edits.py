@@ -23,11 +23,11 @@ from dataclasses import replace
 from typing import Any
 
 from flows.console import stage
+from flows.evaluation.ceiling import perfect_transfer
 from pipeline.metrics import mask_iou
 from pipeline.mining import Direction, MinedImage, mine_image
 from pipeline.registration import registered
 from pipeline.strengths import linear_strength
-from tests.benchmarks.ceiling import perfect_transfer
 from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
 from tests.benchmarks.harness import Options, Target, at_least, at_most, document, finish, options, table
 from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench
@@ -106,7 +106,8 @@ def transfers(
         like = edit.trial.verdict
         key = (target.name, edit.region, like.factor, like.move > 0)
         if key not in bounds:
-            bounds[key] = perfect_transfer(bench, target, edit.region, like)
+            mask = target.masks[edit.region]
+            bounds[key] = perfect_transfer(bench.read, target.factors, mask, edit.region, like)
         result.append(Transferred(edit, target.name, iou, trial, bounds[key]))
     return result
 

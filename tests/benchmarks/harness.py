@@ -17,13 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
 from flows.console import answer
-from pipeline.models.contract import Denoiser
 
 
 @dataclass(frozen=True)
@@ -62,90 +60,6 @@ class Clock:
         spent = self.stages.setdefault(name, {"seconds": 0.0, "network_passes": 0})
         spent["seconds"] += time.monotonic() - begun
         spent["network_passes"] += self.passes - before
-
-
-class CountingDenoiser(Denoiser):
-    """A denoiser that counts the images sent through it; products with Jacobians are counted by their operators."""
-
-    def __init__(self, inner: Denoiser, clock: Clock) -> None:
-        self._inner, self.clock = inner, clock
-        self.info, self.device, self.dtype = inner.info, inner.device, inner.dtype
-
-    def alpha_sigma(self, t: int) -> tuple[float, float]:
-        return self._inner.alpha_sigma(t)
-
-    def predict_noise(self, x: torch.Tensor, t: int, h_shift: torch.Tensor | None = None) -> torch.Tensor:
-        self.clock.passes += len(x)
-        return self._inner.predict_noise(x, t, h_shift)
-
-    def posterior_mean(self, x: torch.Tensor, t: int, h_shift: torch.Tensor | None = None) -> torch.Tensor:
-        self.clock.passes += len(x)
-        return self._inner.posterior_mean(x, t, h_shift)
-
-    def bottleneck(self, x: torch.Tensor, t: int) -> torch.Tensor:
-        self.clock.passes += len(x)
-        return self._inner.bottleneck(x, t)
-
-    def noise_from_bottleneck(self, x: torch.Tensor, t: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return self._inner.noise_from_bottleneck(x, t)
-
-    def differentiable(self) -> Denoiser:
-        return self._inner.differentiable()
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A statistic with its 95 % interval by bootstrap over images, and over how many values."""
-
-    estimate: float
-    low: float
-    high: float
-    count: int
-
-
-def figure(
-    values: Sequence[float],
-    images: Sequence[str],
-    statistic: Literal["median", "mean"] = "median",
-    *,
-    samples: int = 2000,
-    seed: int = 0,
-) -> Figure:
-    """Percentile bootstrap that draws whole images: values of one image are not independent of each other.
-
-    `images` names the image of each value. Infinite values are kept (a median survives some); no values give NaN.
-    """
-    if not values:
-        return Figure(math.nan, math.nan, math.nan, 0)
-    order = np.argsort(np.asarray(values, dtype=np.float64), kind="stable")
-    numbers = np.asarray(values, dtype=np.float64)[order]
-    _, image_of = np.unique(np.asarray(images)[order], return_inverse=True)
-    count = int(image_of.max()) + 1
-    pick = np.random.default_rng(seed).integers(count, size=(samples, count))
-    drawn = np.zeros((samples + 1, count), dtype=np.int64)  # how often each sample drew each image
-    np.add.at(drawn, (np.arange(samples)[:, None], pick), 1)
-    drawn[-1] = 1  # the last row is the data itself
-    compute = _medians if statistic == "median" else _means
-    results = compute(numbers, drawn[:, image_of])
-    low, high = np.sort(results[:-1])[[round(q * (samples - 1)) for q in (0.025, 0.975)]]
-    return Figure(float(results[-1]), float(low), float(high), len(values))
-
-
-def _medians(numbers: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Medians (s,) of sorted `numbers` (n,) repeated `weights` (s, n) times."""
-    until = weights.cumsum(1)
-    total = until[:, -1:]
-    ends = [numbers[(until <= middle).sum(1)] for middle in ((total - 1) // 2, total // 2)]
-    result: np.ndarray = np.where(ends[0] == ends[1], ends[0], 0.5 * ends[0] + 0.5 * ends[1])
-    return result
-
-
-def _means(numbers: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means (s,) of `numbers` (n,) repeated `weights` (s, n) times; infinite numbers count only where drawn."""
-    finite = np.isfinite(numbers)
-    sums = weights[:, finite] @ numbers[finite]
-    broken = (weights[:, ~finite] > 0).any(1)
-    return np.where(broken, np.inf, sums / weights.sum(1))
 
 
 @dataclass(frozen=True)

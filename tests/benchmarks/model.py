@@ -22,10 +22,12 @@ from flows.datasets.contract import SourceImage
 from flows.paths import builtin_folder
 from pipeline.editing import DecodeSettings
 from pipeline.faces.factors import FACTORS, OWNER
+from pipeline.intervals import figure
 from pipeline.inversion import invert, round_trip_psnr
 from pipeline.jacobian import jacobian
 from pipeline.metrics import local_linearity
 from pipeline.mining import mine_local
+from pipeline.rank import SAMPLES, rank_figures
 from pipeline.strengths import linear_strength, measure
 from tests.benchmarks.harness import (
     Target,
@@ -33,12 +35,11 @@ from tests.benchmarks.harness import (
     at_most,
     between,
     document,
-    figure,
     finish,
     options,
     table,
 )
-from tests.benchmarks.rank import SAMPLES, asymmetry, dense_figures, dense_matrix, rank_figures
+from tests.benchmarks.rank import asymmetry, dense_figures, dense_matrix
 from tests.benchmarks.subjects import Bench, decoded, inverted, load_images, make_subjects, open_bench, pixels
 from tests.benchmarks.trials import Case, run_trials
 

@@ -1,23 +1,24 @@
 """The iterations of the public codes, for comparison: one masked operator at a time, from a random start.
 
-`subspace_iteration` is that of LOCO Edit and Pullback: forward products of a block, transposed products one vector at
-a time, an SVD of the result, until no entry of the right vectors moves by more than a tolerance. `deflation` is that of
-Haas et al.: one vector at a time, orthogonal to those before, until its eigenvalue stops changing. Written from the
-papers and their public scripts' settings. Products go through our own operators: shared primal, kept reverse graph.
+`subspace_iteration` is that of LOCO Edit and Pullback, the rounds of `pipeline.methods.subspace_iteration`, but with
+transposed products one vector at a time as their scripts make them. `deflation` is that of Haas et al.: one vector at a
+time, orthogonal to those before, until its eigenvalue stops changing. Written from the papers and their public scripts'
+settings. Products go through our own operators: shared primal, kept reverse graph.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.operators import LinearOperator
+from pipeline.methods.subspace_iteration import ROUNDS, rounds
+from pipeline.operators import LinearOperator, Products
 
-ROUNDS = (12, 50)  # fewest and most
-MOVEMENT = 1e-3  # the laxer of the two thresholds in use
+__all__ = ["ROUNDS", "PublicRun", "deflation", "spent", "subspace_iteration"]
+
 EIGENVALUE = 1e-3  # relative change of an eigenvalue at which one vector is taken as found
 
 
@@ -40,14 +41,27 @@ class PublicRun:
     oracle_seconds: float | None
 
 
+@dataclass
+class OneByOne:
+    """A, its transposed products made one vector at a time."""
+
+    base: LinearOperator
+    products: Products = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shape_in, self.shape_out = self.base.shape_in, self.base.shape_out
+        self.dtype, self.device, self.products = self.base.dtype, self.base.device, self.base.products
+
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
+        return self.base.matvec(v)
+
+    def rmatvec(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.base.rmatvec(row[None]) for row in u])
+
+
 def spent(op: LinearOperator) -> int:
     """Forward-equivalents so far: products of a vector either way, and passes made again for want of memory."""
     return op.products.total + op.products.recomputed
-
-
-def one_by_one(op: LinearOperator, rows: torch.Tensor) -> torch.Tensor:
-    """A^T of each row (k, n_out) by itself: (k, n_in)."""
-    return torch.cat([op.rmatvec(row.view(1, *op.shape_out)).flatten(1) for row in rows])
 
 
 def _triplets(v: torch.Tensor, y: torch.Tensor, back: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -61,27 +75,20 @@ def _triplets(v: torch.Tensor, y: torch.Tensor, back: torch.Tensor) -> tuple[tor
 
 def subspace_iteration(op: LinearOperator, rank: int, *, seed: int, oracle: float) -> PublicRun:
     """Iterate to the rule of the public codes; note the first round whose largest residual is at most `oracle`."""
-    n_in = math.prod(op.shape_in)
-    noise = torch.randn(n_in, rank, generator=torch.Generator().manual_seed(seed))
-    v = torch.linalg.qr(noise.to(op.device, op.dtype))[0].T
+    generator = torch.Generator().manual_seed(seed)
     before, begun, aside = spent(op), time.perf_counter(), 0.0
     reached: tuple[int, float] | None = None
-    stopped, done = False, 0
-    for done in range(1, ROUNDS[1] + 1):
-        y = op.matvec(v.reshape(-1, *op.shape_in)).flatten(1)
-        back = one_by_one(op, y)
-        turned = torch.linalg.svd(back, full_matrices=False)[2]
+    for done, last in enumerate(rounds(OneByOne(op), rank, generator=generator), 1):
         watch = time.perf_counter()
-        sigma, residual = _triplets(v, y, back)
+        sigma, residual = _triplets(last.v, last.images, last.back)
         aside += time.perf_counter() - watch
         if reached is None and residual <= oracle:
             reached = spent(op) - before, time.perf_counter() - begun - aside
-        stopped = done >= ROUNDS[0] and bool(((turned - v).abs() <= MOVEMENT).all())
+        stopped = done >= ROUNDS[0] and last.settled(signed=True)
         if stopped or done == ROUNDS[1]:
             break
-        v = turned
     seconds = time.perf_counter() - begun - aside
-    return PublicRun(v, sigma, residual, spent(op) - before, seconds, done, stopped, *(reached or (None, None)))
+    return PublicRun(last.v, sigma, residual, spent(op) - before, seconds, done, stopped, *(reached or (None, None)))
 
 
 def deflation(op: LinearOperator, rank: int, *, seed: int) -> PublicRun:

@@ -22,9 +22,10 @@ from skimage.segmentation import slic
 
 from flows.console import stage
 from pipeline.faces.factors import REGIONS
+from pipeline.intervals import Figure, figure
 from pipeline.regions.merging import merged_segments
 from pipeline.regions.segments import SegmentSettings, jacobian_segments
-from tests.benchmarks.harness import Figure, Target, at_least, at_most, document, figure, finish, options, table
+from tests.benchmarks.harness import Target, at_least, at_most, document, finish, options, table
 from tests.benchmarks.subjects import Bench, inverted, load_images, open_bench, pixels
 
 SMALL = ("left_eye", "right_eye", "brows", "nose", "mouth")

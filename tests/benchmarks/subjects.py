@@ -20,8 +20,9 @@ from pipeline.images import as_tensor
 from pipeline.inversion import invert
 from pipeline.mining import MiningSettings
 from pipeline.models.contract import Denoiser
+from pipeline.models.counting import CountingDenoiser
 from pipeline.reader import AttributeReader
-from tests.benchmarks.harness import Clock, CountingDenoiser
+from tests.benchmarks.harness import Clock
 
 BATCH = 32  # images decoded or inverted together
 

@@ -40,15 +40,14 @@ from flows.transferring import CANDIDATES, moved_candidates
 from flows.watching.live import live
 from flows.watching.progress import Progress
 from pipeline.errors import InputError
+from pipeline.intervals import Figure, figure
 from pipeline.transfer import Candidate, Prediction, predict
 from tests.benchmarks.harness import (
-    Figure,
     Options,
     Target,
     at_least,
     at_most,
     document,
-    figure,
     finish,
     options,
     table,

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from flows.evaluation.ceiling import perfect_images, perfect_transfer
 from flows.recipe import Recipe, parse_recipe
+from pipeline.intervals import figure
 from pipeline.metrics import EditSuccess, rank_ratio, rms_inside
 from pipeline.operators import Dense
+from pipeline.rank import rank_figures
 from tests.benchmarks import edits, jive, model, products, svd, tuning
-from tests.benchmarks.ceiling import perfect_images, perfect_transfer
 from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
-from tests.benchmarks.harness import Clock, Target, at_least, at_most, between, document, figure, plain, save_json
-from tests.benchmarks.rank import asymmetry, dense_figures, rank_figures
+from tests.benchmarks.harness import Clock, Target, at_least, at_most, between, document, plain, save_json
+from tests.benchmarks.rank import asymmetry, dense_figures
 from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench
 from tests.benchmarks.trials import Case, Trial, better_of_both_signs, run_trials
 from tests.pipeline.tiny_models import tiny_pipeline_folder
@@ -203,14 +205,14 @@ def test_a_perfect_edit_is_just_visible_and_needs_room_in_the_factors_range(
     bench: Bench, subjects: list[Subject]
 ) -> None:
     middle = replace(subjects[0], factors={**subjects[0].factors, "mouth_opening": 0.5})
-    before, after = perfect_images(middle, "mouth", "mouth_opening", 1.0)
+    before, after = perfect_images(middle.factors, middle.masks["mouth"], "mouth_opening", 1.0)
     assert 0.15 <= float(rms_inside((after - before)[None], middle.masks["mouth"])) < 0.2
     wide = replace(middle, factors={**middle.factors, "mouth_opening": 1.0})
-    before, after = perfect_images(wide, "mouth", "mouth_opening", 1.0)
+    before, after = perfect_images(wide.factors, wide.masks["mouth"], "mouth_opening", 1.0)
     assert torch.equal(before, after)
     opened = EditSuccess(True, "mouth_opening", 0.3, "nose_width", 0.0, 0.1)
-    assert perfect_transfer(bench, middle, "mouth", opened)
-    assert not perfect_transfer(bench, wide, "mouth", opened)
+    assert perfect_transfer(bench.read, middle.factors, middle.masks["mouth"], "mouth", opened)
+    assert not perfect_transfer(bench.read, wide.factors, wide.masks["mouth"], "mouth", opened)
 
 
 def test_intervals_are_drawn_over_images_so_repeating_an_images_values_does_not_narrow_them() -> None:

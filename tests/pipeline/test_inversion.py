@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.inversion import BottleneckShift, Convention, invert, round_trip_psnr, sample, timestep_grid
+from pipeline.inversion import BottleneckShift, Convention, invert, predict, round_trip_psnr, sample, timestep_grid
 from pipeline.models.contract import Denoiser
 from pipeline.models.unet2d import UNet2DDenoiser
 from tests.pipeline.tiny_models import tiny_denoiser, tiny_image, tiny_scheduler, tiny_unet
@@ -147,6 +147,44 @@ def test_a_zero_shift_changes_nothing(denoiser: UNet2DDenoiser) -> None:
     for convention in conventions:
         shift = BottleneckShift(zero, 30, convention=convention)
         torch.testing.assert_close(sample(denoiser, x_t, 30, 5, shift=shift), plain)
+
+
+def test_a_shift_that_is_a_function_is_told_h_and_t_of_every_step_in_the_window(
+    denoiser: UNet2DDenoiser,
+) -> None:
+    x_t, told = tiny_image(denoiser, count=2), list[int]()
+
+    def shift(h: torch.Tensor, t: int) -> torch.Tensor:
+        told.append(t)
+        return 0.1 * h
+
+    x = sample(denoiser, x_t, 22, 23, shift=BottleneckShift(shift, high=20, low=18))
+    assert told == [20, 19, 18]
+    expected = x_t
+    for t in range(22, -1, -1):
+        constant = BottleneckShift(0.1 * denoiser.bottleneck(expected, t), high=20, low=18)
+        expected = sample(denoiser, expected, t, 1, stop=t - 1, shift=constant)
+    torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("convention", ["both", "x0"])
+def test_a_constant_function_is_its_constant(denoiser: UNet2DDenoiser, convention: Convention) -> None:
+    x_t, delta = tiny_image(denoiser, count=2), torch.full((1, 16, 4, 4), 0.3)
+    one, other = (
+        sample(denoiser, x_t, 30, 5, shift=BottleneckShift(given, 20, convention=convention))
+        for given in (delta, lambda h, t: delta)
+    )
+    assert torch.equal(one, other)
+
+
+def test_a_step_can_be_differentiated_in_its_shift(denoiser: UNet2DDenoiser) -> None:
+    scale = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    x = tiny_image(denoiser)
+
+    def clean(size: torch.Tensor) -> torch.Tensor:
+        return predict(denoiser, x, 20, BottleneckShift(lambda h, t: size * h, 20, convention="x0"))[0].sum()
+
+    assert torch.autograd.gradcheck(clean, scale)
 
 
 def test_a_batch_comes_out_as_its_samples_would_alone(denoiser: UNet2DDenoiser) -> None:

@@ -1,0 +1,48 @@
+"""Where `rhumb evaluate` looks for perceptual backbones: `--backbones FOLDER`, else the folder $RHUMB_BACKBONES.
+
+What lies there under which names says `pipeline/perception/backbones.py`. Nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.perception.backbones import Backbones
+
+VARIABLE = "RHUMB_BACKBONES"
+
+
+def backbones_folder(given: Path | None, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder as it was given, else as the environment names it (empty is not at all), else None.
+
+    Raises:
+        InputError: it is no folder.
+    """
+    named = environment.get(VARIABLE, "")
+    folder = given if given is not None else Path(named) if named else None
+    if folder is None:
+        return None
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        field = "--backbones" if given is not None else VARIABLE
+        raise InputError(field, folder, "a folder with weights", "Create it, or leave the option out.")
+    return folder
+
+
+def look_for_backbones(given: Path | None = None, device: str = "cpu") -> Backbones:
+    """The backbones that are there, and what is absent; see `found_backbones`.
+
+    Raises:
+        InputError: no such folder.
+        ModelError: a file that is there and cannot be used.
+    """
+    folder = backbones_folder(given)
+    from pipeline.perception.backbones import found_backbones  # torch and diffusers, which take seconds to import
+
+    return found_backbones(folder, device)

@@ -1,0 +1,112 @@
+"""Cells: what an evaluation has measured already, by what it depends on. A rerun measures only what is missing.
+
+A cell is one JSON file of rows, written whole or not at all, and named by a digest of its key: the experiment, the
+model, images and settings, and `VERSION`, which is raised when the same key gives other numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one cell holds: its key, its rows, and what they cost."""
+
+    key: dict[str, Any]
+    rows: Rows
+    seconds: float
+    passes: int
+
+
+class Cells:
+    """The cells of one evaluation, in `folder`. `passes` tells how many network passes were made so far; cells that lie
+    in `also` are taken from there."""
+
+    def __init__(self, folder: Path, passes: Callable[[], int] = lambda: 0, also: Sequence[Path] = ()) -> None:
+        self.folder, self._passes, self._also = folder, passes, also
+
+    def get(self, experiment: str, key: Mapping[str, Any], make: Callable[[], Rows]) -> Cell:
+        """The cell of this key, measured now unless it is there; rows are of plain values, NaN and infinity included.
+
+        A file that is damaged, or of another key, counts as missing.
+        """
+        whole = plain({"experiment": experiment, "version": VERSION, **key})
+        found = self._found(experiment, whole)
+        if found is not None:
+            return found
+        begun, before = time.monotonic(), self._passes()
+        rows = plain(make())
+        content = {"key": whole, "rows": rows, "seconds": time.monotonic() - begun, "passes": self._passes() - before}
+        write(self._path(self.folder, experiment, whole), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        return Cell(**content)
+
+    def has(self, experiment: str, key: Mapping[str, Any]) -> bool:
+        """Whether the cell is there and sound."""
+        whole = plain({"experiment": experiment, "version": VERSION, **key})
+        return self._found(experiment, whole) is not None
+
+    def _found(self, experiment: str, whole: Mapping[str, Any]) -> Cell | None:
+        read = (_read(self._path(place, experiment, whole), whole) for place in (self.folder, *self._also))
+        return next((cell for cell in read if cell is not None), None)
+
+    @staticmethod
+    def _path(place: Path, experiment: str, whole: Mapping[str, Any]) -> Path:
+        return place / experiment / f"{digest(whole)}.json"
+
+
+def digest(key: Any) -> str:
+    """24 hex digits of a key's plain form."""
+    return hashlib.sha256(json.dumps(plain(key), sort_keys=True).encode()).hexdigest()[:24]
+
+
+def plain(value: Any) -> Any:
+    """`value` in what JSON has: dataclasses and mappings as objects, sequences as lists; NaN and infinities stay."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
+def strict(value: Any) -> Any:
+    """`plain`, with NaN and infinities as null: for files that others read."""
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Put a file in place in one step, flushed: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _read(path: Path, whole: Mapping[str, Any]) -> Cell | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cell = Cell(**{name: content[name] for name in ("key", "rows", "seconds", "passes")})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return cell if cell.key == whole and isinstance(cell.rows, list) else None

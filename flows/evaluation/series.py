@@ -1,0 +1,75 @@
+"""Rows to curves and sentences: statistics over images with their intervals, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from flows.evaluation.cells import Rows
+from pipeline.intervals import Figure, figure
+
+Value = str | Callable[[Mapping[str, Any]], float]  # a column, or what to make of a row
+Kind = Literal["median", "mean"]
+Curve = list[tuple[float, float, float, float]]
+
+
+def statistic(rows: Rows, value: Value, kind: Kind = "median") -> Figure:
+    """A value's median or mean over rows, with its interval by bootstrap over their images."""
+    values = [float(row[value] if isinstance(value, str) else value(row)) for row in rows]
+    return figure(values, [row["image"] for row in rows], kind)
+
+
+def curve(rows: Rows, x: str, value: Value, kind: Kind = "median") -> Curve:
+    """Points (x, estimate, low, high) for each number in column `x`."""
+    points = []
+    for at in sorted({row[x] for row in rows}):
+        found = statistic([row for row in rows if row[x] == at], value, kind)
+        points.append((float(at), found.estimate, found.low, found.high))
+    return points
+
+
+def of(rows: Rows, **equals: Any) -> Rows:
+    """Rows whose columns have these values."""
+    return [row for row in rows if all(row.get(name) == value for name, value in equals.items())]
+
+
+def names(rows: Rows, column: str) -> list[Any]:
+    """The values of a column, each once, in the order of the rows; rows without it are left out."""
+    return list(dict.fromkeys(row[column] for row in rows if column in row))
+
+
+def written(found: Figure) -> str:
+    """0.42 (0.35 to 0.51), and without an interval where there is none, as of one image."""
+    text = f"{found.estimate:.2f}"
+    return text if found.low == found.high else f"{text} ({found.low:.2f} to {found.high:.2f})"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """a, b and c"""
+    items = list(parts)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
+
+
+def omissions(rows: Rows) -> list[str]:
+    """Sentences on what was left out."""
+    return [f"Left out: {row['what']}, for {row['why']}." for row in rows if row.get("kind") == "left out"]
+
+
+def measured(rows: Rows) -> Rows:
+    """Rows of measurements: those that say what was left out are no longer among them."""
+    return [row for row in rows if row.get("kind") != "left out"]
+
+
+def succeeded(row: Mapping[str, Any]) -> float:
+    """1 for a success."""
+    return float(bool(row.get("success")))
+
+
+def size(name: str) -> Value:
+    """The magnitude of a column, 0 where a row has none: an edit that was refused changes nothing."""
+    return lambda row: abs(row.get(name, 0.0))
+
+
+def are_read(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether attributes were read in any of these rows."""
+    return any("move" in row for row in rows)

@@ -1,0 +1,179 @@
+"""What an evaluation is made on: a model, images of two splits, and, where there is one, a reader of their attributes.
+
+Settings are chosen on `mine` images and figures are reported on `holdout` ones. The built-in data has these splits; of
+any other data set, every second image is one or the other.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+
+from flows.console import stage
+from flows.datasets.builtin import BuiltinDataset
+from flows.datasets.contract import SourceImage
+from flows.datasets.dataset import load_dataset
+from flows.evaluation.backbones import look_for_backbones
+from flows.evaluation.cells import digest, write
+from flows.opening import model_place, open_model
+from flows.paths import builtin_folder
+from flows.recipe import Recipe
+from pipeline.editing import invert_pictures
+from pipeline.errors import InputError
+from pipeline.faces.factors import FACTORS, REGIONS, factors_of
+from pipeline.images import as_tensor
+from pipeline.methods.contract import Subject
+from pipeline.models.contract import Denoiser
+from pipeline.models.counting import CountingDenoiser
+from pipeline.reader import AttributeReader
+
+Split = Literal["mine", "holdout"]
+BATCH = 32  # images inverted together
+
+
+def shipped_folder() -> Path:
+    """What travels with the package: choices of settings on `mine` images, and what rivals have learned."""
+    return builtin_folder() / "evaluation"
+
+
+@dataclass
+class Passes:
+    """How many images have gone through the network."""
+
+    passes: int = 0
+
+
+class World:
+    """Model, data and reader of an evaluation; latents are kept in `folder`, so that each is inverted once."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, denoiser: Denoiser | None = None, backbones: Path | None = None
+    ) -> None:
+        self.backbones_folder, self.backbones = backbones, look_for_backbones(backbones)
+        self.recipe, self.folder, self.counter = recipe, folder, Passes()
+        self.denoiser: Denoiser = CountingDenoiser(denoiser or open_model(model_place(recipe)), self.counter)
+        self.reader: AttributeReader | None = None
+        if isinstance(recipe.dataset, BuiltinDataset) and self.denoiser.info.image_shape == (3, 64, 64):
+            self.reader = AttributeReader.load(builtin_folder() / "reader")
+        self._images: dict[tuple[str, str | None], list[SourceImage]] = {}
+
+    def factors(self, region: str) -> tuple[str, ...]:
+        """The attributes that belong to a region; none where nothing reads them."""
+        return factors_of(region) if self.reader is not None and region in REGIONS else ()
+
+    def read(self, pictures: torch.Tensor) -> list[dict[str, float]]:
+        """Readings by factor of pictures (B, C, H, W), clamped first; empty without a reader."""
+        if self.reader is None:
+            return [{} for _ in pictures]
+        rows = self.reader.read(pictures.clamp(-1.0, 1.0)).tolist()
+        return [dict(zip(FACTORS, row, strict=True)) for row in rows]
+
+    def perception(self, before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+        """Of two pictures (C, H, W), by the backbones that are there: LPIPS outside a mask, and identity kept."""
+        pair, found = (before[None].clamp(-1.0, 1.0), after[None].clamp(-1.0, 1.0)), dict[str, float]()
+        if self.backbones.alex is not None:
+            found["lpips"] = float(self.backbones.alex.parts(*pair, mask).outside[0])
+        if self.backbones.identity is not None:
+            found["identity"] = float(self.backbones.identity(*pair)[0])
+        return found
+
+    def features(self, picture: torch.Tensor) -> dict[str, str]:
+        """Inception's features of a picture (C, H, W), as text for a row; nothing where it is not there."""
+        if self.backbones.inception is None:
+            return {}
+        found = self.backbones.inception.features(picture[None].clamp(-1.0, 1.0))[0]
+        return {"features": base64.b64encode(found.cpu().numpy().astype("<f4").tobytes()).decode()}
+
+    def images(self, split: Split, count: int, *, skip: int = 0, name: str | None = None) -> list[SourceImage]:
+        """`count` images of a split after the first `skip`; `name` is another built-in data set.
+
+        Raises:
+            InputError: the data set has fewer.
+        """
+        found = self._read(split, skip + count, name)
+        if len(found) < skip + count:
+            raise InputError(
+                "images", f"{len(found)} of the {split} split", f"at least {skip + count}",
+                "Ask for fewer with --images or --choosing, or leave out methods that learn from many.",
+            )  # fmt: skip
+        return found[skip : skip + count]
+
+    def up_to(self, split: Split, count: int) -> list[SourceImage]:
+        """`count` images of a split, or as many as there are.
+
+        Raises:
+            InputError: there is none.
+        """
+        return self._read(split, count, None)[:count] or self.images(split, 1)
+
+    def _read(self, split: Split, count: int, name: str | None) -> list[SourceImage]:
+        known = self._images.get((split, name), [])
+        if len(known) >= count:
+            return known
+        dataset, builtin = self.recipe.dataset, isinstance(self.recipe.dataset, BuiltinDataset)
+        changes: dict[str, object] = {"limit": None}
+        if builtin:
+            changes |= {"split": split} | ({} if name is None else {"name": name})
+        recipe = self.recipe.model_copy(update={"dataset": dataset.model_copy(update=changes)})
+        read = (i for i in load_dataset(recipe, self.denoiser.info.image_shape) if isinstance(i, SourceImage))
+        own = read if builtin else islice(read, 0 if split == "mine" else 1, None, 2)
+        found = list(islice(own, count))
+        self._images[split, name] = found
+        return found
+
+    def subjects(self, images: Sequence[SourceImage], timestep: int, steps: int) -> list[Subject]:
+        """Images with their x_t at a timestep index. Cost: `steps` passes an image, once."""
+        found = [self._latent_path(image, timestep, steps) for image in images]
+        missing = {path: image for image, path in zip(images, found, strict=True) if not path.is_file()}
+        if missing:
+            self._invert(missing, timestep, steps)
+        device, dtype = self.denoiser.device, self.denoiser.dtype
+        return [
+            Subject(
+                name=image.image_id,
+                picture=_picture(image).to(device, dtype),
+                x_t=load_file(str(path))["x_t"].to(device, dtype),
+                masks={region: torch.from_numpy(np.array(mask)).to(device) for region, mask in image.masks.items()},
+            )
+            for image, path in zip(images, found, strict=True)
+        ]
+
+    def _invert(self, images: Mapping[Path, SourceImage], timestep: int, steps: int) -> None:
+        """Leave the x_t of each image at its path."""
+        waiting = list(images.items())
+        with stage(f"inverting to t = {timestep}", len(waiting)) as advance:
+            for start in range(0, len(waiting), BATCH):
+                part = waiting[start : start + BATCH]
+                pictures = torch.stack([_picture(image) for _, image in part])
+                latents = invert_pictures(self.denoiser, pictures, timestep, steps)
+                for (path, _), x_t in zip(part, latents, strict=True):
+                    write(path, save({"x_t": x_t.float().cpu().contiguous()}))
+                advance(len(part), "")
+
+    def _latent_path(self, image: SourceImage, timestep: int, steps: int) -> Path:
+        key = (self.denoiser.info.fingerprint, image.image_id, timestep, steps)
+        return self.folder / "latents" / f"{digest(key)}.safetensors"
+
+    def key(self, subjects: Sequence[Subject | SourceImage]) -> dict[str, object]:
+        """What every cell depends on: the model, the images, and where their regions are."""
+        names = [s.name if isinstance(s, Subject) else s.image_id for s in subjects]
+        masks = [sorted((region, _packed(mask)) for region, mask in s.masks.items()) for s in subjects]
+        return {"model": self.denoiser.info.fingerprint, "images": names, "masks": digest(masks)}
+
+
+def _packed(mask: torch.Tensor | np.ndarray) -> str:
+    """A mask (H, W) as text."""
+    values = mask.cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    return np.packbits(values.astype(bool)).tobytes().hex()
+
+
+def _picture(image: SourceImage) -> torch.Tensor:
+    return as_tensor(image.image.copy())

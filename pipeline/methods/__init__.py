@@ -1,0 +1,1 @@
+"""Editing methods, ours and the papers' rivals, behind one interface: `contract.py`; `choices.py` lists them."""

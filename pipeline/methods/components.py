@@ -1,0 +1,108 @@
+"""h-space directions of regions: individual components of JIVE, and the masked singular vectors they come from.
+
+Kouzelis, Plitsis, Nicolaou, Panagakis 2024, "Enabling Local Editing in Diffusion Models by Joint and Individual
+Component Analysis", algorithm 1; the walk is `pipeline.mining.mine_components`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipeline import mined
+from pipeline.jacobian import jacobian
+from pipeline.methods.contract import About, Found, Refused, Settings, Subject
+from pipeline.methods.directions import HMethod, measured
+from pipeline.methods.singular import charge, first_of_each, first_singular, roomy, varied
+from pipeline.mining import check_masks, mine_components
+
+_PICTURE = "the Jacobian is that of the predicted picture, whose singular vectors are those of the noise prediction's"
+_SVD = "singular vectors by a block search that stops at a proven residual, not by Jacobian subspace iteration"
+
+
+@dataclass(frozen=True)
+class IndividualSettings(Settings):
+    """`rank` of every block's SVD, ranks of JIVE, and whether blocks are scaled; see `pipeline.mined.JiveSettings`.
+
+    Defaults are those chosen for the built-in model.
+    """
+
+    rank: int = 16
+    joint_rank: int = 32
+    individual_rank: int = 2
+    scale: bool = True
+
+
+class Individual(HMethod):
+    """The first individual component of every region; everything outside the regions is one more block."""
+
+    name = "individual"
+    about = About(
+        title="joint and individual components",
+        paper="Kouzelis et al. 2024",
+        space="h",
+        deviations=(_PICTURE, _SVD, "where few regions leave no room for the joint rank, it is lowered to what fits"),
+    )
+
+    settings_class = IndividualSettings
+    settings: IndividualSettings
+
+    @classmethod
+    def grid(cls, settings: Settings) -> Sequence[Settings]:
+        """High joint and low individual ranks, as the paper advises, at two timesteps; and the opposite."""
+        return varied(
+            settings,
+            {"timestep": 0.6},
+            {"rank": 20, "joint_rank": 40, "individual_rank": 2},
+            {"timestep": 0.6, "rank": 20, "joint_rank": 40, "individual_rank": 2},
+            {"rank": 20, "joint_rank": 30, "individual_rank": 3},
+            {"rank": 20, "joint_rank": 5, "individual_rank": 5},
+        )
+
+    @torch.no_grad()
+    def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
+        """Cost: the SVDs of all blocks, and one JVP a region."""
+        check_masks(subject.masks, self.denoiser.info.image_shape[1:])
+        self.denoiser.need_bottleneck()
+        own = self.settings
+        masks, refused = roomy(subject.masks, self.denoiser.info.image_shape[0], own.rank)
+        if not masks:
+            return refused
+        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
+        settings = mined.MiningSettings(self.timestep, tolerance=own.tolerance, seed=own.seed)
+        blocks = len(masks) + (not bool(torch.stack(list(masks.values())).any(0).all()))
+        joint = min(own.joint_rank, blocks * own.rank - own.individual_rank)
+        ranks = mined.JiveSettings(own.rank, joint, own.individual_rank, scale=own.scale)
+        found = mine_components(operator, masks, settings, ranks)
+        first = first_of_each([d for d in found if d.kind == "individual"], masks, "no individual component")
+        edits = measured(operator, first.vectors, masks, self.limit, first.evidence)
+        charge(self.cost, operator)
+        return {**edits, **first.refused, **refused}
+
+
+class HMasked(HMethod):
+    """The first right singular vector of every region's masked h-space Jacobian: what JIVE is compared with."""
+
+    name = "h-masked"
+    about = About(
+        title="masked singular vectors in h-space",
+        paper="Kouzelis et al. 2024, without components",
+        space="h",
+        deviations=(_PICTURE, _SVD),
+    )
+
+    @classmethod
+    def grid(cls, settings: Settings) -> Sequence[Settings]:
+        return varied(settings, {"timestep": 0.3}, {"timestep": 0.5}, {"timestep": 0.6})
+
+    @torch.no_grad()
+    def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
+        """Cost: one SVD of rank 1 a region, which share their products, and one JVP a region."""
+        check_masks(subject.masks, self.denoiser.info.image_shape[1:])
+        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
+        first = first_singular(operator, subject.masks, self.settings)
+        edits = measured(operator, first.vectors, subject.masks, self.limit, first.evidence)
+        charge(self.cost, operator)
+        return {**edits, **first.refused}

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.evaluation.ablations import ABLATION_TIMESTEP, QUICK_TIMESTEPS, TIMESTEP_PICTURES
+from flows.evaluation.plots import save
+from tests.flows.evaluation.linear_world import PLACES, linear_setup
+from tests.flows.evaluation.small_world import small_setup
+
+
+def edit(image: str, t: float, roir: float, **more: Any) -> dict[str, Any]:
+    """One row of an edit that succeeds where it is local."""
+    row = {"image": image, "region": "mouth", "method": "loco", "timestep": t, "roir": roir, "strength": 1.0}
+    row |= {"success": roir < 1, "factor": "mouth_smile", "move": 0.3, "other_move": -0.05}
+    return {**row, **more}
+
+
+def test_every_edit_is_measured_at_every_timestep_and_a_rerun_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = linear_setup(tmp_path, monkeypatch, quick=True)
+    rows = ABLATION_TIMESTEP.measure(setup)
+    assert {(row["method"], row["timestep"], row["region"]) for row in rows} == {
+        (method, t, region) for method in ("loco", "individual") for t in QUICK_TIMESTEPS for region in list(PLACES)[:2]
+    }
+    assert all(row["success"] and row["roir"] < 1e-3 for row in rows) and "pictures" not in rows[0]
+    passes = setup.world.counter.passes
+    shown = TIMESTEP_PICTURES.measure(setup)  # the same cells, with their pictures
+    assert ABLATION_TIMESTEP.measure(setup) == rows and setup.world.counter.passes == passes
+    assert [row["roir"] for row in shown] == [row["roir"] for row in rows] and all("pictures" in row for row in shown)
+
+
+def test_a_real_model_is_measured_without_a_reader_and_it_is_said(tmp_path: Path) -> None:
+    setup = small_setup(tmp_path)
+    setup = type(setup)(setup.world, setup.cells, quick=True)
+    rows = ABLATION_TIMESTEP.measure(setup)
+    edits = [row for row in rows if "roir" in row]
+    assert {row["method"] for row in edits} == {"loco", "individual"} and all(row["roir"] > 0 for row in edits)
+    figure = ABLATION_TIMESTEP.draw(rows)["ablation-timestep"]
+    assert len(figure.axes) == 1 and "ROIR" in figure.axes[0].get_ylabel()
+    sentences = ABLATION_TIMESTEP.conclude(rows)
+    assert "nothing reads" in sentences[-1] and "succeed" not in sentences[0]
+    assert save(TIMESTEP_PICTURES.draw(TIMESTEP_PICTURES.measure(setup))["timesteps-1"]).startswith(b"\x89PNG")
+
+
+def test_sentences_name_the_best_and_worst_timesteps_of_the_rows() -> None:
+    rows = [edit("a", 0.2, 0.9), edit("a", 0.4, 0.3), edit("a", 0.6, 2.0)]
+    (text,) = ABLATION_TIMESTEP.conclude(rows)
+    assert "lowest at 0.4 T, 0.30" in text and "highest at 0.6 T, 2.00" in text
+    turned = [edit("a", 0.2, 0.1), edit("a", 0.4, 3.0, success=False), edit("a", 0.6, 2.0)]
+    (text,) = ABLATION_TIMESTEP.conclude(turned)
+    assert "lowest at 0.2 T, 0.10" in text and "highest at 0.4 T, 3.00" in text and "succeed at 0.2 T, 1.00" in text
+
+
+def test_a_refused_edit_counts_as_failed_and_does_not_spoil_the_plots() -> None:
+    refused = {"image": "b", "region": "mouth", "method": "loco", "timestep": 0.2}
+    refused |= {"success": False, "roir": math.inf, "failure": "refused: small"}
+    rows = [edit("a", 0.2, 0.5), refused, edit("a", 0.4, 0.5)]
+    figure = ABLATION_TIMESTEP.draw(rows)["ablation-timestep"]
+    for ax in figure.axes:
+        assert ax.get_title() and ax.get_xlabel() == "timestep / T" and ax.get_ylabel()
+    shares = figure.axes[1].lines[0].get_ydata()
+    assert list(shares) == [0.5, 1.0]
+    assert save(figure).startswith(b"\x89PNG")
+
+
+def test_pictures_of_timesteps_say_how_many_edits_stay_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = linear_setup(tmp_path, monkeypatch, quick=True)
+    rows = TIMESTEP_PICTURES.measure(setup)
+    drawn = TIMESTEP_PICTURES.draw(rows)
+    sheet = drawn["timesteps-1"]
+    assert len(sheet.axes) == len(QUICK_TIMESTEPS) * (1 + 2 * 2)  # a reconstruction, two regions, two methods
+    assert any("left_openness" in ax.get_xlabel() for ax in sheet.axes)
+    assert all("of 2 edits, 2 keep" in text and "2 move the same" in text for text in TIMESTEP_PICTURES.conclude(rows))
+    worse = [{**row, "roir": 5.0} if row["timestep"] == 0.4 and row["region"] == "left_eye" else row for row in rows]
+    assert all("of 2 edits, 1 keep" in text for text in TIMESTEP_PICTURES.conclude(worse))

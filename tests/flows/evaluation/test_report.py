@@ -1,0 +1,142 @@
+"""The page of an evaluation: whatever it is told, it asks for nothing, runs nothing, and shows what it was given."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html.parser import HTMLParser
+from typing import Any
+
+import torch
+from PIL import Image
+
+from flows.evaluation.pictures import decoded, encoded
+from flows.evaluation.report import Drawn, EvaluationPage, render
+from pipeline.methods.contract import About
+from tests.flows.evaluation.rows import cell, home, line_of, refused
+
+HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>https://evil.example/"
+VOID = ("meta", "img", "br", "hr")
+
+
+class Read(HTMLParser):
+    """What a browser would find: elements with their attributes, the text, and what was not closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.faults: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.faults += self._open
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, {key: value or "" for key, value in attrs}))
+        if name not in VOID:
+            self._open.append(name)
+
+    def handle_endtag(self, name: str) -> None:
+        if not self._open or self._open.pop() != name:
+            self.faults.append(f"</{name}>")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def of(self, *names: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name in names]
+
+
+def picture(level: float) -> str:
+    return encoded(torch.full((3, 4, 4), level))
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), "red").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def full(text: str = "plain", **changes: Any) -> EvaluationPage:
+    """A page with every part; `text` wherever a text can be."""
+    about = About(text, text, "x", transfers=False, deviations=(text,))
+    edited = home("image-1", text, factor=text, pictures=[picture(-1.0), picture(1.0)])
+    row = {"settings": {"timestep": 0.4, "goals": [], text: text}, "success": 0.5, "roir": 0.3}
+    content: dict[str, Any] = {
+        "title": f"Evaluation of {text}",
+        "facts": [("recipe", text), (text, "x")],
+        "lines": [line_of("loco", edited, about=about)],
+        "remarks": [text],
+        "targets": [{"name": text, "value": 0.95, "target": text, "met": True}],
+        "pictures": {text: [cell(edited, refused("image-1", "hair"))]},
+        "figures": [Drawn(text, text, {text: png()}, [text])],
+        "absent": {text: text},
+        "tried": {text: [row]},
+    }
+    return EvaluationPage(**{**content, **changes})
+
+
+def assert_harmless(read: Read) -> None:
+    """No script, no request, no handler, nothing left open; a policy that forbids the first two."""
+    assert read.faults == []
+    assert read.of("script", "iframe", "object", "embed", "link", "base", "form") == []
+    assert all(value.startswith("data:image/png;base64,") for a in read.of("img") for value in [a["src"]])
+    for _, attributes in read.elements:
+        assert not any(name.startswith("on") for name in attributes)
+        assert not {"href", "srcset", "action"} & set(attributes)
+    policy = next(a["content"] for a in read.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing() -> None:
+    page = render(full())
+    assert_harmless(Read(page))
+    assert "url(" not in page and "@import" not in page
+
+
+def test_a_hostile_name_is_text_wherever_it_appears() -> None:
+    read = Read(render(full(HOSTILE)))
+    assert_harmless(read)
+    assert read.text.count(HOSTILE) >= 12
+    assert len(read.elements) == len(Read(render(full())).elements)
+
+
+def test_a_picture_of_a_damaged_cell_cannot_leave_its_attribute() -> None:
+    edited = home("image-1", pictures=['"><script>alert(1)</script>', picture(0.0)])
+    assert_harmless(Read(render(full(pictures={"loco": [cell(edited)]}))))
+
+
+def test_pictures_and_plots_are_embedded_as_they_were() -> None:
+    sources = [attributes["src"].partition(",")[2] for attributes in Read(render(full())).of("img")]
+    assert sources == [picture(-1.0), picture(1.0), base64.b64encode(png()).decode()]
+    assert [decoded(source).getpixel((0, 0)) for source in sources] == [(0, 0, 0), (255, 255, 255), (255, 0, 0)]
+    assert all(attributes["alt"] for attributes in Read(render(full())).of("img"))
+
+
+def test_the_page_says_what_the_tables_say() -> None:
+    text = Read(render(full())).text
+    assert "Local edit success" in text or "local edit success" in text
+    assert "1.00 (1.00 to 1.00)" in text and "cannot" in text and "refused" in text
+    assert "plain: not measured; plain" in text
+
+
+def test_only_the_best_of_a_column_has_a_star() -> None:
+    lines = [line_of("loco", home("a", roir=0.4)), line_of("rival", home("a", roir=0.2))]
+    page = render(full(lines=lines))
+    best = page.split("ROIR, median")[1].split("<tbody>")[1].split("</tbody>")[0]
+    assert '<td class="best">0.20 (0.20 to 0.20)</td>' in best and "<td>0.40 (0.40 to 0.40)</td>" in best
+
+
+def test_a_page_of_only_figures_has_no_empty_tables() -> None:
+    page = EvaluationPage("Evaluation of faces", [("recipe", "faces")], figures=[Drawn("Rank", "b", {}, ["It falls."])])
+    read = Read(render(page))
+    assert_harmless(read)
+    assert read.of("table", "img") == []
+    assert "It falls." in read.text and "Comparison" not in read.text
+
+
+def test_pictures_are_shown_of_the_first_two_images_and_where_a_method_has_none_it_says_so() -> None:
+    shots = [home(f"image-{i}", pictures=[picture(0.0), picture(0.5)]) for i in range(3)]
+    read = Read(render(full(pictures={"loco": [cell(*shots)], "rival": [cell(refused("image-0"))]}, figures=[])))
+    assert len(read.of("img")) == 4
+    assert "image-1" in read.text and "image-2" not in read.text

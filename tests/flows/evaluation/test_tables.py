@@ -1,0 +1,136 @@
+"""The comparison tables: figures over rows, who wins what, the bars, and the Markdown of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from flows.evaluation.tables import FIRST, SECOND, line, markdown, remarks, shown, targets, why, winners
+from pipeline.intervals import Figure
+from pipeline.methods.contract import About
+from tests.flows.evaluation.rows import ABOUT, cell, edit, find, home, line_of, lines_of, refused, transfer
+
+HEADINGS = [column.title for column in FIRST + SECOND]
+
+
+def test_figures_are_over_all_rows_of_all_cells() -> None:
+    found = line(
+        "loco",
+        ABOUT,
+        {"timestep": 0.4},
+        1,
+        12.5,
+        [
+            cell(home("a", roir=0.2, move=-0.4, ssim=0.8, lpips=0.1), home("a", "hair", roir=0.6, success=False)),
+            cell(home("b", roir=0.4, other_move=-0.5, limited=True), refused("b", "hair")),
+        ],
+    )
+    assert (found.edits, found.refused, found.limited, found.learn_seconds) == (4, 1, 1, 12.5)
+    assert found.success.estimate == 0.5 and found.success.count == 4
+    assert found.roir.estimate == 0.5 and found.roir.count == 4  # the refused one is as bad as can be
+    assert found.roir.low <= 0.5 <= found.roir.high
+    assert found.own_move.estimate == 0.3 and found.other_move.estimate == 0.02  # magnitudes, without the refused one
+    assert found.ssim.count == 3
+    assert (found.lpips.estimate, found.lpips.count) == (0.1, 1)
+    assert found.identity.count == 0
+    assert found.failures == {"refused: nothing there": 1}
+
+
+def test_transfers_are_told_apart_by_whether_the_edit_was_moved() -> None:
+    rows = [transfer("a", True, True, True), transfer("b", True, False, True), transfer("a", False, False)]
+    found = line_of("loco", home("a"), home("b"), *rows)
+    assert (found.transfer.estimate, found.transfer_as_is.estimate) == (0.5, 0.0)
+    assert (found.perfect.estimate, found.perfect.count) == (1.0, 2)
+
+
+def test_costs_are_per_edit_found_and_products_count_as_passes() -> None:
+    rows = [find("a", seconds=3.0, passes=10, jvp=4, vjp=5, edits=3), find("b", seconds=1.0, backward=13, edits=1)]
+    found = line_of("loco", home("a"), *rows, edit(0.1), edit(0.5), edit(0.2))
+    assert (found.find_seconds, found.find_passes, found.edit_seconds) == (1.0, 8.0, 0.2)
+
+
+def test_a_method_of_which_nothing_was_measured_has_no_figures() -> None:
+    found = line_of("loco")
+    assert found.edits == 0 and found.success.count == 0
+    assert math.isnan(found.success.estimate) and math.isnan(found.edit_seconds)
+    assert winners([found]) == {} and targets([found]) == [] and remarks([found]) == []
+    assert markdown([found]).count("| - |") >= 1
+
+
+def test_a_figure_is_shown_with_its_interval_and_none_as_a_dash() -> None:
+    assert shown(Figure(0.5, 0.25, 0.751, 9)) == "0.50 (0.25 to 0.75)"
+    assert shown(Figure(30.04, 29.0, 31.0, 9), 1) == "30.0 (29.0 to 31.0)"
+    assert shown(Figure(math.inf, 1.0, math.inf, 9)) == "inf (1.00 to inf)"
+    assert shown(Figure(math.nan, math.nan, math.nan, 0)) == "-"
+
+
+def test_the_best_wins_a_column_and_those_within_their_interval_are_named_beside_it() -> None:
+    lines = lines_of(loco=[0.4] * 9, rival=[0.3, 0.5] * 5, other=[0.9] * 9, best=[0.35] * 9)
+    assert winners(lines)["ROIR, median"] == ["best", "rival"]  # less is better
+    higher = [replace(each, ssim=Figure(0.1 * i, 0.1 * i, 0.1 * i, 9)) for i, each in enumerate(lines)]
+    assert winners(higher)["SSIM outside"] == ["best"]  # more is better
+    assert "LPIPS (AlexNet) outside" not in winners(lines)  # nobody has any
+
+
+def test_a_remark_is_made_where_a_rival_wins_and_none_where_a_paper_of_ours_does() -> None:
+    ours, rival = lines_of(loco=[0.4] * 5, rival=[0.2] * 5)
+    said = remarks([ours, rival])
+    (about_roir,) = [sentence for sentence in said if sentence.startswith("ROIR, median")]
+    assert "0.20 (0.20 to 0.20)" in about_roir and "loco 0.40 (0.40 to 0.40)" in about_roir
+    assert not any(sentence.startswith("ROIR") for sentence in remarks([replace(rival, name="individual"), ours]))
+
+
+def test_a_remark_says_what_else_is_true_of_the_winner() -> None:
+    weak = line_of("rival", *(home(str(i), limited=True, success=False, failure="ROIR above 1") for i in range(4)))
+    told = why(weak)
+    assert "4 of its 4 edits never became visible" in told
+    assert "0% of its edits succeed (most fail: ROIR above 1)" in told
+    trained = line_of("asyrp", home("a"), about=replace(ABOUT, supervision="attribute reader"), images=64)
+    assert why(trained) == " Its line: it is told the attribute (attribute reader) and learns from 64 images."
+    assert why(line_of("loco", home("a"))) == ""
+
+
+@pytest.mark.parametrize(("good", "met"), [(10, True), (9, True), (8, False)])
+def test_the_bar_of_local_edit_success_is_nine_of_ten(good: int, met: bool) -> None:
+    found = targets([line_of("loco", *(home(str(i), success=i < good) for i in range(10)))])
+    by_name = {target["name"]: target for target in found}
+    bar = by_name["LOCO: local edit success"]
+    assert (bar["value"], bar["target"], bar["met"]) == (good / 10, ">= 0.9", met)
+    assert by_name["LOCO: median ROIR"]["met"] is True
+    assert "LOCO: transfer success, mask IoU >= 0.5" not in by_name  # nothing was transferred
+
+
+def test_the_bar_of_individual_components_is_two_thirds_of_the_masked_ones() -> None:
+    def ratio(individual: float, masked: float) -> list[tuple[float, bool]]:
+        lines = lines_of(individual=[individual] * 3)
+        lines += [replace(each, name="h-masked") for each in lines_of(masked=[masked] * 3)]
+        return [(round(target["value"], 3), target["met"]) for target in targets(lines)]
+
+    assert ratio(0.4, 0.8) == [(0.5, True)]
+    assert ratio(0.7, 0.8) == [(0.875, False)]
+    assert ratio(math.inf, math.inf) == [] and ratio(0.1, 0.0) == []  # no ratio, no verdict
+    assert targets(lines_of(individual=[0.1])) == []
+
+
+def test_a_method_that_cannot_transfer_is_told_apart_from_one_that_was_not_tried() -> None:
+    still = line_of("blended", home("a"), about=About("still", "B", "eps", transfers=False))
+    text = markdown([still, line_of("loco", home("a"))])
+    first = [row for row in text.splitlines() if row.startswith(("| still", "| a method"))][:2]
+    column = 1 + [c.name for c in FIRST].index("transfer")
+    assert [row.split(" | ")[column] for row in first] == ["cannot", "-"]
+
+
+def test_every_row_of_the_markdown_has_as_many_cells_as_its_heading_whatever_a_method_is_called() -> None:
+    hostile = About("a | b\n| c", "Someone | 2020", "x")
+    text = markdown([line_of("loco", home("a"), about=hostile), line_of("rival", home("a", roir=0.1))])
+    tables = text.strip().split("\n\n")
+    assert len(tables) == 2
+    for table in tables:
+        counts = [len(re.findall(r"(?<!\\)\|", row)) for row in table.split("\n")]
+        assert len(counts) == 4 and len(set(counts)) == 1
+    assert "a \\| b \\| c" in text
+    assert [heading for heading in HEADINGS if f"| {heading} |" not in text] == []
+    assert "**0.10 (0.10 to 0.10)**" in text and "**0.40 (0.40 to 0.40)**" not in text
