@@ -204,7 +204,8 @@ def why(winner: Line) -> str:
         most = max(winner.failures.items(), key=lambda pair: pair[1], default=("", 0))
         reasons.append(f"{winner.success.estimate:.0%} of its edits succeed (most fail: {most[0]})")
     if winner.about.supervision != "none":
-        reasons.append(f"it is told the attribute ({winner.about.supervision}) and learns from {winner.images} images")
+        learned = f" and learns from {winner.images} images" if winner.images > 1 else ""
+        reasons.append(f"it is told the attribute ({winner.about.supervision}){learned}")
     return f" Its line: {'; '.join(reasons)}." if reasons else ""
 
 
