@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from flows.console import stage
 from flows.datasets.contract import SourceImage, image_id
 from flows.evaluation.cells import Rows, digest
 from flows.evaluation.comparison import chosen_targets
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import METHODS, TITLES, Home, Homes, left_out
+from flows.evaluation.homes import METHODS, TITLES, Home, Homes
 from flows.evaluation.homogeneity import applied, distribution, there, usable
 from flows.evaluation.pictures import encoded
 from flows.evaluation.series import measured, names, of, omissions, statistic, written
@@ -57,15 +56,12 @@ def without(image: SourceImage, region: str) -> SourceImage:
 def _measure(setup: Setup) -> Rows:
     wanted = QUICK if setup.quick else Size()
     homes, pool = Homes(setup, wanted.homes), setup.world.up_to("holdout", wanted.pool)
-    rows: Rows = homes.left_out()[: len(METHODS) - len(homes.methods)]  # attributes are of no use here
-    with stage("edits on images that lack the part", len(homes.images) * len(homes.methods)) as advance:
-        for i, image in enumerate(homes.images):
-            for name in homes.methods:
-                rows += _image_rows(homes, name, image, pool, wanted.others, shown=i == 0)
-                advance(1, TITLES[name])
-    if not measured(rows):
-        rows.append(left_out("the whole figure", f"no edit of a region under {LARGEST:g} of the picture fits another"))
-    return rows
+    left = homes.left_out()[: len(METHODS) - len(homes.methods)]  # attributes are of no use here
+    return left + homes.gathered(
+        "edits on images that lack the part",
+        lambda name, i, image: _image_rows(homes, name, image, pool, wanted.others, shown=i == 0),
+        f"no edit of a region under {LARGEST:g} of the picture fits another",
+    )
 
 
 def _image_rows(

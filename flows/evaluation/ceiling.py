@@ -35,6 +35,15 @@ def perfect_images(factors: Mapping[str, float], mask: torch.Tensor, factor: str
     return faces[[0, visible[0] if visible else -1]]
 
 
+def perfect_bound(
+    read: Readings, factors: Mapping[str, float], mask: torch.Tensor, region: str, like: EditSuccess | None
+) -> bool | None:
+    """`perfect_transfer`, and None where the truth is not known or nothing was read at home."""
+    if like is None or set(FACTORS) - set(factors):
+        return None
+    return perfect_transfer(read, factors, mask, region, like)
+
+
 def perfect_transfer(
     read: Readings, factors: Mapping[str, float], mask: torch.Tensor, region: str, like: EditSuccess
 ) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from flows.files import write_whole
 
 VERSION = 1
 
@@ -83,24 +83,10 @@ def plain(value: Any) -> Any:
     return value
 
 
-def strict(value: Any) -> Any:
-    """`plain`, with NaN and infinities as null: for files that others read."""
-    if isinstance(value, Mapping):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write(path: Path, content: str | bytes) -> None:
-    """Put a file in place in one step, flushed: a reader sees the old one or the new one."""
+    """`write_whole` into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, content.encode() if isinstance(content, str) else content)
 
 
 def _read(path: Path, whole: Mapping[str, Any]) -> Cell | None:

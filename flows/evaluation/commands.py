@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from flows.console import answer, plain, say, table
-from flows.evaluation.cells import strict
 from flows.evaluation.evaluating import Evaluated, Wanted
 from flows.evaluation.evaluating import evaluate as run
 from flows.evaluation.experiments import EXPERIMENTS
@@ -39,7 +38,7 @@ def evaluate(arguments: Namespace) -> int:
         backbones=arguments.backbones,
     )
     result = run(recipe, arguments.out, wanted)
-    answer(strict(plain(result)), arguments.json, lambda: _show(result))
+    answer(plain(result), arguments.json, lambda: _show(result))
     return 0
 
 

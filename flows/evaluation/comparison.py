@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from flows.console import complain
 from flows.datasets.contract import SourceImage
-from flows.evaluation.ceiling import perfect_transfer
+from flows.evaluation.ceiling import perfect_bound
 from flows.evaluation.cells import Cell, Cells, Rows, digest, write
 from flows.evaluation.trials import Case, Trial, best_of_both_signs, run_trials
 from flows.evaluation.world import Split, World, shipped_folder
@@ -262,7 +262,7 @@ class _Work:
         self, world: World, method: Method, images: Sequence[SourceImage], pool: Sequence[SourceImage]
     ) -> None:
         self.world, self.method = world, method
-        self._bounds: dict[tuple[str, str, str, bool], bool] = {}
+        self._bounds: dict[tuple[str, str, tuple[str, bool] | None], bool | None] = {}
         steps = method.settings.inversion_steps
         self.sources = {image.image_id: image for image in (*images, *pool)}
         self.subjects = world.subjects(images, method.timestep, steps)
@@ -354,12 +354,11 @@ class _Work:
 
     def _perfect(self, target: Subject, region: str, home: Trial) -> bool | None:
         """Whether a perfect editor would succeed there; None where the truth is not known."""
-        factors, verdict = self.sources[target.name].factors, home.verdict
-        if verdict is None or set(FACTORS) - set(factors):
-            return None
-        key = (target.name, region, verdict.factor, verdict.move > 0)
+        like, mask = home.verdict, target.masks[region]
+        key = (target.name, region, None if like is None else (like.factor, like.move > 0))
         if key not in self._bounds:  # many edits share one
-            self._bounds[key] = perfect_transfer(self.world.read, factors, target.masks[region], region, verdict)
+            factors = self.sources[target.name].factors
+            self._bounds[key] = perfect_bound(self.world.read, factors, mask, region, like)
         return self._bounds[key]
 
 

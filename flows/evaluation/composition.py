@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.console import stage
 from flows.datasets.contract import SourceImage
 from flows.evaluation.cells import Rows
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import SHOWN, TITLES, Home, Homes, apply_all, combined, left_out
-from flows.evaluation.series import curve, measured, names, of, omissions, statistic, written
+from flows.evaluation.homes import SHOWN, TITLES, Home, Homes, apply_all, combined
+from flows.evaluation.series import curve, names, of, omissions, statistic, written
 from flows.evaluation.trials import LEAST_MOVE, OTHER_LIMIT
 
 if TYPE_CHECKING:
@@ -29,15 +28,11 @@ IMAGES, MOST = 10, 4
 
 def _measure(setup: Setup) -> Rows:
     homes = Homes(setup, IMAGES)
-    rows: Rows = homes.left_out()
-    with stage("several edits at once", len(homes.images) * len(homes.methods)) as advance:
-        for i, image in enumerate(homes.images):
-            for name in homes.methods:
-                rows += _image_rows(homes, name, image, shown=i < SHOWN)
-                advance(1, TITLES[name])
-    if not measured(rows):
-        rows.append(left_out("the whole figure", "no image has two regions with edits"))
-    return rows
+    return homes.left_out() + homes.gathered(
+        "several edits at once",
+        lambda name, i, image: _image_rows(homes, name, image, shown=i < SHOWN),
+        "no image has two regions with edits",
+    )
 
 
 def _image_rows(homes: Homes, name: str, image: SourceImage, *, shown: bool) -> Rows:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from flows.console import stage
-from flows.evaluation.cells import Cell, plain, strict, write
+from flows.console import plain, stage
+from flows.evaluation.cells import Cell, write
 from flows.evaluation.comparison import FULL, QUICK, Chosen, Comparison, Size
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.experiments import EXPERIMENTS
@@ -138,7 +138,7 @@ def _figure(experiment: Experiment, world: World, quick: bool) -> Drawn:
     with stage(experiment.title, None):
         rows = experiment.measure(Setup(world, open_cells(world), quick))
     folder = world.folder / "figures"
-    write(folder / f"{experiment.name}.json", json.dumps(strict(plain(rows)), indent=1) + "\n")
+    write(folder / f"{experiment.name}.json", json.dumps(plain(rows), indent=1) + "\n")
     plots = {name: save(figure) for name, figure in experiment.draw(rows).items()} if rows else {}
     for name, png in plots.items():
         write(folder / f"{name}.png", png)
@@ -164,7 +164,7 @@ def _write(
         "absent": result.absent,
         "backbones": world.backbones.evidence(),
     }
-    write(result.folder / "results.json", json.dumps(strict(plain(content)), indent=1, ensure_ascii=False) + "\n")
+    write(result.folder / "results.json", json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
     if result.lines:
         write(result.folder / "comparison.md", markdown(result.lines))
         _write_rows(result.folder / "comparison.parquet", cells)

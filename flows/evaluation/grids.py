@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.console import stage
 from flows.datasets.contract import SourceImage
 from flows.evaluation.cells import Rows
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import SHOWN, TITLES, Home, Homes, apply_all, combined, left_out
+from flows.evaluation.homes import SHOWN, TITLES, Home, Homes, apply_all, combined
 from flows.evaluation.series import curve, measured, names, of, omissions, statistic, written
 
 if TYPE_CHECKING:
@@ -23,15 +22,11 @@ WEIGHTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 def _measure(setup: Setup) -> Rows:
     homes = Homes(setup, IMAGES)
-    rows: Rows = homes.left_out()
-    with stage("grids of two edits", len(homes.images) * len(homes.methods)) as advance:
-        for i, image in enumerate(homes.images):
-            for name in homes.methods:
-                rows += _image_rows(homes, name, image, shown=i < SHOWN)
-                advance(1, TITLES[name])
-    if not measured(rows):
-        rows.append(left_out("the whole figure", "no image has two regions with edits"))
-    return rows
+    return homes.left_out() + homes.gathered(
+        "grids of two edits",
+        lambda name, i, image: _image_rows(homes, name, image, shown=i < SHOWN),
+        "no image has two regions with edits",
+    )
 
 
 def _image_rows(homes: Homes, name: str, image: SourceImage, *, shown: bool) -> Rows:

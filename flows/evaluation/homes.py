@@ -7,7 +7,7 @@ again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from flows.console import stage
 from flows.datasets.contract import SourceImage
 from flows.evaluation.cells import Rows, digest, write
 from flows.evaluation.comparison import base_settings, kind_of
 from flows.evaluation.experiment import Setup
 from flows.evaluation.pictures import encoded
+from flows.evaluation.series import measured
 from flows.evaluation.trials import BATCH, Case, best_of_both_signs
 from flows.evaluation.world import World
 from pipeline.errors import InputError
@@ -75,6 +77,17 @@ class Homes:
         if self.world.reader is None:
             rows.append(left_out("success and attribute changes", "nothing reads the attributes of these pictures"))
         return rows
+
+    def gathered(self, title: str, own: Callable[[str, int, SourceImage], Rows], nothing: str) -> Rows:
+        """The rows that `own` (method, place of the image, image) gives of every image and method; where there are
+        none, a row that says `nothing` of the figure could be measured, and why."""
+        rows: Rows = []
+        with stage(title, len(self.images) * len(self.methods)) as advance:
+            for i, image in enumerate(self.images):
+                for name in self.methods:
+                    rows += own(name, i, image)
+                    advance(1, TITLES[name])
+        return rows if measured(rows) else [*rows, left_out("the whole figure", nothing)]
 
     def method(self, name: str, timestep: float | None = None) -> Method:
         """A method with the recipe's settings, at another timestep (fraction of T) if asked.

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flows.console import stage
 from flows.datasets.contract import SourceImage
-from flows.evaluation.ceiling import perfect_transfer
+from flows.evaluation.ceiling import perfect_bound
 from flows.evaluation.cells import Rows, digest
 from flows.evaluation.comparison import OVERLAP
 from flows.evaluation.experiment import Experiment, Setup
@@ -36,7 +35,6 @@ from flows.evaluation.series import (
     written,
 )
 from flows.evaluation.trials import ROIR_LIMIT, Case, run_trials
-from pipeline.faces.factors import FACTORS
 from pipeline.methods.contract import Found, Method, Subject
 from pipeline.metrics import mask_iou
 
@@ -112,7 +110,8 @@ def transfer_rows(
             "target": pair.target.name,
         }
         head |= {"iou": float(mask_iou(home, target)), "home_success": pair.home.row.get("success")}
-        head["perfect"] = _perfect(homes, pair, (truths or {}).get(pair.target.name, {}))
+        factors = (truths or {}).get(pair.target.name, {})
+        head["perfect"] = perfect_bound(homes.world.read, factors, target, pair.home.region, pair.home.verdict)
         for moved in WAYS:
             row = {**head, "moved": moved}
             rows.append(row)
@@ -129,25 +128,14 @@ def transfer_rows(
     return rows
 
 
-def _perfect(homes: Homes, pair: Pair, factors: Mapping[str, float]) -> bool | None:
-    region, verdict = pair.home.region, pair.home.verdict
-    if verdict is None or set(FACTORS) - set(factors):
-        return None
-    return perfect_transfer(homes.world.read, factors, pair.target.masks[region], region, verdict)
-
-
 def _measure(setup: Setup) -> Rows:
     wanted = QUICK if setup.quick else Size()
     homes, pool = Homes(setup, wanted.homes), setup.world.up_to("holdout", wanted.pool)
-    rows: Rows = homes.left_out()
-    with stage("edits on other images", len(homes.images) * len(homes.methods)) as advance:
-        for image in homes.images:
-            for name in homes.methods:
-                rows += _image_rows(homes, name, image, pool, wanted.per_bin)
-                advance(1, TITLES[name])
-    if not measured(rows):
-        rows.append(left_out("the whole figure", "no edit can be tried on another image"))
-    return rows
+    return homes.left_out() + homes.gathered(
+        "edits on other images",
+        lambda name, i, image: _image_rows(homes, name, image, pool, wanted.per_bin),
+        "no edit can be tried on another image",
+    )
 
 
 def _image_rows(homes: Homes, name: str, image: SourceImage, pool: Sequence[SourceImage], per_bin: int) -> Rows:

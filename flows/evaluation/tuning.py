@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from flows.console import say, table
-from flows.evaluation.cells import Rows, plain, strict, write
+from flows.console import plain, say, table
+from flows.evaluation.cells import Rows, write
 from flows.evaluation.comparison import Comparison, Size, Task, base_settings, kind_of, merit
 from flows.evaluation.filling import fill, open_comparison
 from flows.recipe import Recipe
@@ -69,7 +69,7 @@ def tune(recipe: Recipe, folder: Path, budget: int, workers: int = 1) -> Tuned:
         best = max(rows, key=lambda row: (row["score"], -row["roir"]))["values"]
     path, passes = folder / "tuned.yaml", sum(spent.values())
     evidence = {"recipe": recipe.name, "images": IMAGES, "budget": budget, "passes": passes, "finished": finished}
-    write(folder / "tuned.json", json.dumps(strict(plain({**evidence, "tried": tried})), indent=1) + "\n")
+    write(folder / "tuned.json", json.dumps(plain({**evidence, "tried": tried}), indent=1) + "\n")
     write(path, _written(recipe, best, tried))
     return Tuned(path, tried, passes, budget, finished)
 

@@ -28,15 +28,7 @@ from tests.catalog.samples import chunk_of, provenance
 ELSEWHERE = Holder(id="5" * 32, host="another", scope="its own boot", process=7, born="99")
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Calling this moves to another machine, as far as mirrors and their locks are concerned."""
-
-    def move(machine: str) -> None:
-        monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "machines" / machine))
-
-    move("first")
-    return move
+pytestmark = pytest.mark.usefixtures("elsewhere")  # mirrors lie below the test's folder
 
 
 @pytest.fixture

@@ -29,16 +29,7 @@ from tests.catalog.faulty import EveryNth, FaultyFileSystem
 from tests.catalog.local_hub import publish
 from tests.catalog.samples import chunk_of, provenance, small_catalog
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Mirrors lie below the test's folder; calling this moves to another machine, which has mirrors of its own."""
-
-    def move(machine: str) -> None:
-        monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "machines" / machine))
-
-    move("first")
-    return move
+pytestmark = pytest.mark.usefixtures("elsewhere")  # mirrors lie below the test's folder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flows.datasets.contract import SourceImage
-from flows.evaluation import transfers
+from flows.evaluation import ceiling
 from flows.evaluation.experiment import Setup
 from flows.evaluation.plots import save
 from flows.evaluation.transfers import POSE, TRANSFER, TRANSFER_POSE, spread_targets
@@ -77,7 +77,7 @@ def test_a_perfect_editor_is_asked_with_the_factors_of_the_target(
         assert mask.shape == (16, 16) and like.factor
         return factors["light"] > 0.25
 
-    monkeypatch.setattr(transfers, "perfect_transfer", perfect)
+    monkeypatch.setattr(ceiling, "perfect_transfer", perfect)
     setup = linear_setup(tmp_path, monkeypatch)
     give_factors(setup, monkeypatch)
     rows = TRANSFER.measure(setup)
@@ -106,7 +106,7 @@ def test_conclusions_tell_near_pairs_from_far_ones_and_ways_apart() -> None:
 def test_pose_takes_the_pairs_of_transfer_with_the_differences_of_their_factors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers, "perfect_transfer", lambda *arguments: True)
+    monkeypatch.setattr(ceiling, "perfect_transfer", lambda *arguments: True)
     setup = linear_setup(tmp_path, monkeypatch)
     give_factors(setup, monkeypatch)
     pairs, passes = TRANSFER.measure(setup), setup.world.counter.passes
