@@ -37,6 +37,7 @@ SHARE = 4  # tasks that each worker should get at least, so that none waits long
 TASK_SECONDS = 10.0  # that a task should take, where works are short: beginning and ending one takes about a tenth
 _WAIT_SECONDS = 0.5
 _PROBE_SECONDS = 10.0
+_FOREVER = "365 days"
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ def _dask(settings: RunSettings, room: Callable[[], int]) -> Iterator[Team]:
     Workers of the latter compute as fast as a process without Dask: by itself Dask has the memory allocator give back
     at once whatever is free, with which a network pass takes a fifth more time, and looks at the stack of the thread
     that computes a hundred times a second. A task whose worker dies is told at once; whose fault it is, is found here.
+    By itself Dask also ends the new process of a worker that is not back fifteen seconds after a death, with what it
+    was given meanwhile: loading torch on a busy machine takes as long.
     """
     try:
         import dask
@@ -210,6 +213,7 @@ def _dask(settings: RunSettings, room: Callable[[], int]) -> Iterator[Team]:
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
         "distributed.worker.profile.enabled": False,
         "distributed.scheduler.allowed-failures": 0,
+        "distributed.deploy.lost-worker-timeout": _FOREVER,
     }
     with dask.config.set(changes), DaskTaskRunner(cluster_kwargs={**local, **quiet}) as runner:
         yield Team(runner, count, (KilledWorker,))

@@ -152,8 +152,10 @@ def test_a_catalog_at_a_url_is_mined_there_and_nowhere_else(
 
 
 def test_an_image_that_kills_its_dask_worker_fails_alone_and_the_run_goes_on(
-    server: Server, recipe: Path, tmp_path: Path
+    server: Server, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Busy machines take longer than Dask waits for a worker to be back, after which it would end the new one too.
+    monkeypatch.setenv("DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT", "1s")
     run = Running(recipe, tmp_path, server, "--runner", "dask", "--workers", "2", plan=Plan(poison="00002.png"))
     assert ended(run.process, LIMIT) == 1, (tmp_path / "log.err").read_text()
     report = answer_of(tmp_path)
