@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from flows.console import stage
@@ -139,7 +139,9 @@ class Homes:
 
     def _found(self, method: Method, subject: Subject, key: Mapping[str, Any]) -> dict[str, Found | Refused]:
         path = self.world.folder / "found" / f"{digest({**key, 'shown': None})}.safetensors"
-        if not path.is_file():
+        try:
+            return _unpacked(path, subject.x_t)
+        except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError):  # missing, or damaged
             write(path, _packed(method.find(subject)))
         return _unpacked(path, subject.x_t)
 

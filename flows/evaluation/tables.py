@@ -178,7 +178,8 @@ def winners(lines: Sequence[Line], columns: Sequence[Column] = FIRST + SECOND) -
 
 
 def remarks(lines: Sequence[Line], ours: Sequence[str] = ("loco", "individual")) -> list[str]:
-    """What the tables say in sentences: where a rival wins a column, and with what else in its line."""
+    """What the tables say in sentences: where a rival wins a column, and with what else in its line; and how far any
+    method can be expected to transfer."""
     by_name = {each.name: each for each in lines}
     said = []
     for title, names in winners(lines).items():
@@ -192,6 +193,13 @@ def remarks(lines: Sequence[Line], ours: Sequence[str] = ("loco", "individual"))
         mine = [f"{n} {shown(getattr(by_name[n], column.name), column.digits)}" for n in ours if n in by_name]
         text += f" ({', '.join(mine)})." if mine else "."
         said.append(text + why(winner))
+    loco = by_name.get("loco")
+    if loco is not None and loco.transfer.count and loco.perfect.count:
+        said.append(
+            f"Transfer success: {loco.about.title} has {shown(loco.transfer)}. An editor that moves the true attribute "
+            f"of the same edits, and nothing else, has {shown(loco.perfect)} on the same pairs: many a face has no "
+            "room left for the change that was made at home."
+        )
     return said
 
 

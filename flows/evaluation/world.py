@@ -7,7 +7,7 @@ any other data set, every second image is one or the other.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from flows.console import stage
 from flows.datasets.builtin import BuiltinDataset
@@ -131,32 +132,32 @@ class World:
 
     def subjects(self, images: Sequence[SourceImage], timestep: int, steps: int) -> list[Subject]:
         """Images with their x_t at a timestep index. Cost: `steps` passes an image, once."""
-        found = [self._latent_path(image, timestep, steps) for image in images]
-        missing = {path: image for image, path in zip(images, found, strict=True) if not path.is_file()}
+        kept = {image.image_id: _latent(self._latent_path(image, timestep, steps)) for image in images}
+        missing = [image for image in images if kept[image.image_id] is None]
         if missing:
-            self._invert(missing, timestep, steps)
+            kept |= self._invert(missing, timestep, steps)
         device, dtype = self.denoiser.device, self.denoiser.dtype
-        return [
-            Subject(
-                name=image.image_id,
-                picture=_picture(image).to(device, dtype),
-                x_t=load_file(str(path))["x_t"].to(device, dtype),
-                masks={region: torch.from_numpy(np.array(mask)).to(device) for region, mask in image.masks.items()},
-            )
-            for image, path in zip(images, found, strict=True)
-        ]
+        found = []
+        for image in images:
+            x_t = kept[image.image_id]
+            assert x_t is not None  # those that were missing are inverted now
+            masks = {region: torch.from_numpy(np.array(mask)).to(device) for region, mask in image.masks.items()}
+            found.append(Subject(image.image_id, _picture(image).to(device, dtype), x_t.to(device, dtype), masks))
+        return found
 
-    def _invert(self, images: Mapping[Path, SourceImage], timestep: int, steps: int) -> None:
-        """Leave the x_t of each image at its path."""
-        waiting = list(images.items())
+    def _invert(self, waiting: Sequence[SourceImage], timestep: int, steps: int) -> dict[str, torch.Tensor]:
+        """The x_t of each image by its id, kept for later."""
+        found = {}
         with stage(f"inverting to t = {timestep}", len(waiting)) as advance:
             for start in range(0, len(waiting), BATCH):
                 part = waiting[start : start + BATCH]
-                pictures = torch.stack([_picture(image) for _, image in part])
+                pictures = torch.stack([_picture(image) for image in part])
                 latents = invert_pictures(self.denoiser, pictures, timestep, steps)
-                for (path, _), x_t in zip(part, latents, strict=True):
-                    write(path, save({"x_t": x_t.float().cpu().contiguous()}))
+                for image, x_t in zip(part, latents, strict=True):
+                    found[image.image_id] = x_t.float().cpu().contiguous()
+                    write(self._latent_path(image, timestep, steps), save({"x_t": found[image.image_id]}))
                 advance(len(part), "")
+        return found
 
     def _latent_path(self, image: SourceImage, timestep: int, steps: int) -> Path:
         key = (self.denoiser.info.fingerprint, image.image_id, timestep, steps)
@@ -167,6 +168,14 @@ class World:
         names = [s.name if isinstance(s, Subject) else s.image_id for s in subjects]
         masks = [sorted((region, _packed(mask)) for region, mask in s.masks.items()) for s in subjects]
         return {"model": self.denoiser.info.fingerprint, "images": names, "masks": digest(masks)}
+
+
+def _latent(path: Path) -> torch.Tensor | None:
+    """What is kept at a path; None where nothing is, or what is there is damaged."""
+    try:
+        return load(path.read_bytes())["x_t"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
 
 
 def _packed(mask: torch.Tensor | np.ndarray) -> str:

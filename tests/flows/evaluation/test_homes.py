@@ -45,6 +45,23 @@ def test_an_edit_is_found_once_for_all_figures_and_after_a_restart(
         assert one.row == other.row and one.edit.evidence == other.edit.evidence
 
 
+@pytest.mark.parametrize("damage", [b"", b"not safetensors at all", None])
+def test_latents_and_vectors_that_are_damaged_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    setup = linear_setup(tmp_path, monkeypatch)
+    first = Homes(setup, 3)
+    before = first.get(first.method("loco"), first.images[0])
+    files = [file for kind in ("latents", "found") for file in (setup.world.folder / kind).iterdir()]
+    assert len(files) == 2
+    sound = [file.read_bytes() for file in files]
+    for file, content in zip(files, sound, strict=True):
+        file.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    after = first.get(first.method("loco"), first.images[0])
+    assert [home.row for home in after] == [home.row for home in before]
+    assert [file.read_bytes() for file in files] == sound
+
+
 def test_a_refused_edit_is_a_failure_with_its_reason_and_is_kept_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,14 @@ def test_a_remark_says_what_else_is_true_of_the_winner() -> None:
     assert why(line_of("loco", home("a"))) == ""
 
 
+def test_how_far_a_perfect_editor_transfers_is_said_beside_what_loco_does() -> None:
+    tried = line_of("loco", home("a"), transfer("a", True, False, True), transfer("a", True, True, True))
+    (said,) = [sentence for sentence in remarks([tried]) if sentence.startswith("Transfer success")]
+    assert "has 0.50" in said and "1.00 (1.00 to 1.00) on the same pairs" in said
+    untold = line_of("loco", home("a"), transfer("a", True, True))
+    assert remarks([untold]) == []  # the truth of these images is not known
+
+
 @pytest.mark.parametrize(("good", "met"), [(10, True), (9, True), (8, False)])
 def test_the_bar_of_local_edit_success_is_nine_of_ten(good: int, met: bool) -> None:
     found = targets([line_of("loco", *(home(str(i), success=i < good) for i in range(10)))])
