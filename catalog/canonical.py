@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from json.encoder import encode_basestring
 from typing import Any
@@ -16,15 +17,15 @@ _PLACE = "\n  "  # what lines begin with there
 _CONSTANTS = {None: "null", True: "true", False: "false"}
 
 
-class Ready:
+class Ready(ABC):
     """What knows its form, for the value of a key of a key of the whole."""
 
     __slots__ = ()
 
     @property
+    @abstractmethod
     def text(self) -> str:
         """Its form there."""
-        raise NotImplementedError
 
 
 def form_of(value: Mapping[str, Any]) -> str:

@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         for argument, options in (*specs, JSON):
             command.add_argument(argument, **options)
 
-    for group in (_add_mining, _add_lookup, _add_edits, _add_checks, _add_training):
+    for group in (_add_mining, _add_lookup, _add_transfer, _add_edits, _add_checks, _add_training):
         group(add)
     packs.add_packs(add, CATALOG, KINDS)
     evaluation.add_evaluation(add)
@@ -227,6 +227,9 @@ def _add_lookup(add: Add) -> None:
         OFFSET,
         PICTURE,
     )
+
+
+def _add_transfer(add: Add) -> None:
     add(
         "transfer",
         "predict which catalogued directions will do on a new image what they did at home, and try the best",

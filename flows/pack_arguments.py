@@ -20,6 +20,11 @@ def _repo(text: str) -> Spec:
 
 def add_packs(add: Callable[..., None], catalog: Spec, kinds: tuple[str, ...]) -> None:
     """`rhumb publish`, `pull`, `search`, `outdated` and `diff`; `catalog` as the other commands take it."""
+    _add_transport(add, catalog, kinds)
+    _add_registry(add)
+
+
+def _add_transport(add: Callable[..., None], catalog: Spec, kinds: tuple[str, ...]) -> None:
     add(
         "publish",
         "publish a catalog as a version of a pack",
@@ -55,6 +60,9 @@ def add_packs(add: Callable[..., None], catalog: Spec, kinds: tuple[str, ...]) -
         (_WITHOUT[0], {**_WITHOUT[1], "help": "do without this column, such as preview"}),
         ("--list", {"action": "store_true", "help": "show what there is to pull, and pull nothing"}),
     )
+
+
+def _add_registry(add: Callable[..., None]) -> None:
     add(
         "search",
         "packs that have all of some words in their name, title or tags",

@@ -49,8 +49,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What came of it. `figures`: name -> what its rows say; `absent`: figures without the weights they need, and
-    methods that this model or data has no use for, with the reason."""
+    """What came of it. `figures`: name -> what its rows say; `absent`: figures without the weights they need,
+    methods that this model or data has no use for, and images that nothing could be found on, with the reason."""
 
     folder: Path
     lines: Sequence[Line] = ()
@@ -85,7 +85,11 @@ def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
         targets=targets(lines),
         remarks=remarks(lines),
         figures={name: drawn.conclusions for name, drawn in figures.items()},
-        absent={**world.backbones.absent, **{METHODS[name].about.title: reason for name, reason in lacking.items()}},
+        absent={
+            **world.backbones.absent,
+            **{METHODS[name].about.title: reason for name, reason in lacking.items()},
+            **{f"image {name}": reason for name, reason in world.failures.items()},
+        },
     )
     _write(world, wanted, result, chosen, cells, figures)
     return result

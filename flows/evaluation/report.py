@@ -59,6 +59,9 @@ def render(page: EvaluationPage) -> str:
     parts += [_figure(figure) for figure in page.figures]
     if page.tried:
         parts.append(_tried(page.tried))
+    if page.absent:
+        absent = (tag("li", f"{name}: {reason}") for name, reason in page.absent.items())
+        parts.append(tag("section", tag("h2", "What was not measured"), tag("ul", *absent), id="absent"))
     head = tag("head", HEAD, tag("title", page.title), tag("style", STYLE), tag("style", _STYLE))
     body = tag("body", tag("header", tag("h1", page.title)), tag("main", *parts), tag("footer"))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
@@ -73,9 +76,6 @@ def _comparison(page: EvaluationPage) -> Markup:
     parts += [tag("h3", "As in the table of joint and individual components"), _second(page.lines)]
     if page.remarks:
         parts.append(tag("ul", *(tag("li", remark) for remark in page.remarks)))
-    if page.absent:
-        absent = (tag("li", f"{name}: not measured; {reason}") for name, reason in page.absent.items())
-        parts += [tag("h3", "What was not there"), tag("ul", *absent)]
     own = [(each.about.title, each.about.deviations) for each in page.lines if each.about.deviations]
     if own:
         terms = (join(tag("dt", title), tag("dd", "; ".join(deviations))) for title, deviations in own)

