@@ -32,7 +32,6 @@ from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS, REGIONS, factors_of
 from pipeline.images import as_tensor
 from pipeline.methods.contract import Subject
-from pipeline.mining import check_masks
 from pipeline.models.contract import Denoiser
 from pipeline.models.counting import CountingDenoiser
 from pipeline.reader import AttributeReader
@@ -134,18 +133,12 @@ class World:
         return found
 
     def _usable(self, image: SourceImage | Failure) -> bool:
-        """Whether edits can be found on an item; why not is noted."""
-        if isinstance(image, Failure):
-            if not image.repeats:
-                self.failures[image.source] = image.reason
-            return False
-        try:
-            check_masks({name: torch.from_numpy(np.array(mask)) for name, mask in image.masks.items()},
-                        self.denoiser.info.image_shape[1:])  # fmt: skip
-        except InputError as error:
-            self.failures[image.source] = str(error)
-            return False
-        return True
+        """Whether an item is an image; why not is noted."""
+        if isinstance(image, SourceImage):
+            return True
+        if not image.repeats:
+            self.failures[image.source] = image.reason
+        return False
 
     def subjects(self, images: Sequence[SourceImage], timestep: int, steps: int) -> list[Subject]:
         """Images with their x_t at a timestep index. Cost: `steps` passes an image, once."""
