@@ -23,7 +23,6 @@ __all__ = [
     "LocalLinearity",
     "RankRatio",
     "VisibleStrength",
-    "better_sign",
     "bootstrap_interval",
     "captured_energy",
     "local_linearity",
@@ -377,11 +376,3 @@ def success(
     far = abs(moves[factor]) >= least_move and (like is None or moves[factor] * like.move > 0)
     verdict = far and abs(worst) < other_limit and roir <= roir_limit
     return EditSuccess(verdict, factor, moves[factor], other, worst, roir)
-
-
-def better_sign(*edits: EditSuccess) -> int:
-    """Index of the better of one direction's edits (strength + and -): success first, then the lower ROIR."""
-    if not edits:
-        raise InputError("edits", "none", "at least one")
-    keys = [(not edit.success, math.inf if math.isnan(edit.roir) else edit.roir, i) for i, edit in enumerate(edits)]
-    return min(keys)[2]

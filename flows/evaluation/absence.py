@@ -17,10 +17,10 @@ import torch
 
 from flows.datasets.contract import SourceImage, image_id
 from flows.evaluation.cells import Rows, digest
-from flows.evaluation.comparison import chosen_targets
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.homes import METHODS, TITLES, Home, Homes
 from flows.evaluation.homogeneity import applied, distribution, there, usable
+from flows.evaluation.method_run import chosen_targets
 from flows.evaluation.pictures import encoded
 from flows.evaluation.series import measured, names, of, omissions, statistic, written
 from pipeline.images import as_image, as_tensor

@@ -35,6 +35,16 @@ def add_evaluation(add: Add) -> None:
             {"type": Path, "default": None, "metavar": "FOLDER",
              "help": "weights of LPIPS, ArcFace and Inception (default: $RHUMB_BACKBONES); never downloaded"},
         ),
+        (
+            "--clip",
+            {"type": Path, "default": None, "metavar": "FOLDER",
+             "help": "a CLIPModel of transformers, which guides Asyrp and Blended Diffusion by --caption"},
+        ),
+        (
+            "--caption",
+            {**SEVERAL, "metavar": "TEXT",
+             "help": 'what a region\'s edit is to change, as "mouth: a face -> a smiling face"; one for each region'},
+        ),
         ("--tune", {"action": "store_true", "help": "search the recipe's settings instead, and write the best recipe"}),
         ("--budget", {"type": int, "default": 200_000, "metavar": "PASSES",
                       "help": "network passes that --tune may spend (default: 200000)"}),

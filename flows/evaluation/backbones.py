@@ -6,7 +6,8 @@ What lies there under which names says `pipeline/perception/backbones.py`. Nothi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +36,29 @@ def backbones_folder(given: Path | None, environment: Mapping[str, str] = os.env
     return folder
 
 
-def look_for_backbones(given: Path | None = None, device: str = "cpu") -> Backbones:
-    """The backbones that are there, and what is absent; see `found_backbones`.
+def look_for_backbones(given: Path | None = None) -> Backbones:
+    """The backbones that are there, of those whose figures the tables show, and which of these figures are absent; see
+    `found_backbones`.
 
     Raises:
         InputError: no such folder.
         ModelError: a file that is there and cannot be used.
     """
     folder = backbones_folder(given)
-    from pipeline.perception.backbones import found_backbones  # torch and diffusers, which take seconds to import
+    from pipeline.perception.backbones import DISTRIBUTIONS, IDENTITY, LPIPS_ALEX, found_backbones  # seconds to import
 
-    return found_backbones(folder, device)
+    found = found_backbones(folder)
+    shown = {LPIPS_ALEX: LPIPS_ALEX, IDENTITY: IDENTITY, DISTRIBUTIONS: "KID (Inception)"}
+    absent = {title: found.absent[figure] for figure, title in shown.items() if figure in found.absent}
+    return replace(found, vgg=None, absent=absent)
+
+
+def for_pictures(found: Backbones, shape: Sequence[int]) -> Backbones:
+    """Those that can judge pictures of a shape (C, H, W); figures of the others become absent."""
+    from pipeline.perception.lpips import SMALLEST
+
+    height, width = shape[-2:]
+    if found.alex is None or min(height, width) >= SMALLEST:
+        return found
+    reason = f"pictures here are {height} x {width} pixels, and it needs at least {SMALLEST} x {SMALLEST}"
+    return replace(found, alex=None, absent={found.alex.name: reason, **found.absent})

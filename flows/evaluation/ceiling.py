@@ -10,15 +10,22 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from flows.datasets.contract import SourceImage
 from pipeline.faces.factors import FACTORS, factors_of
 from pipeline.faces.render import render
 from pipeline.metrics import EditSuccess, rms_inside, success
 from pipeline.strengths import VISIBLE_RMS
 
+RENDERED = "faces64"  # the data set whose faces can be drawn from their factors alone
 STEPS = 50  # positions tried over the whole range of a factor
 
 Readings = Callable[[torch.Tensor], list[dict[str, float]]]
 """What reads pictures (B, C, H, W): factors by name, for each."""
+
+
+def truth_of(image: SourceImage) -> Mapping[str, float]:
+    """The factors that an image can be drawn from; none where it cannot."""
+    return image.factors if image.dataset == RENDERED else {}
 
 
 def perfect_images(factors: Mapping[str, float], mask: torch.Tensor, factor: str, sign: float) -> torch.Tensor:

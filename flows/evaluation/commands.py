@@ -7,11 +7,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from flows.console import answer, plain, say, table
+from flows.evaluation.captions import captions_of
 from flows.evaluation.evaluating import Evaluated, Wanted
 from flows.evaluation.evaluating import evaluate as run
 from flows.evaluation.experiments import EXPERIMENTS
+from flows.evaluation.kept import strict
 from flows.evaluation.tables import FIRST, SECOND, shown
 from flows.named_recipes import open_recipe
+from pipeline.errors import InputError
 from pipeline.methods.choices import METHODS
 
 
@@ -25,6 +28,7 @@ def evaluate(arguments: Namespace) -> int:
     if arguments.tune:
         from flows.evaluation.tuning import show, tune
 
+        _only_tuning(arguments)
         tuned = tune(recipe, arguments.out, arguments.budget, workers)
         answer(plain(tuned), arguments.json, lambda: show(tuned))
         return 0
@@ -36,10 +40,19 @@ def evaluate(arguments: Namespace) -> int:
         choosing=arguments.choosing,
         workers=workers,
         backbones=arguments.backbones,
+        captions=captions_of(arguments.clip, arguments.caption, recipe.region_names),
     )
     result = run(recipe, arguments.out, wanted)
-    answer(plain(result), arguments.json, lambda: _show(result))
+    answer(strict(result), arguments.json, lambda: _show(result))
     return 0
+
+
+def _only_tuning(arguments: Namespace) -> None:
+    """Raises InputError for options that a search would ignore."""
+    names = ("quick", "method", "figure", "images", "choosing", "backbones", "clip", "caption")
+    given = [f"--{name}" for name in names if getattr(arguments, name) not in (None, False, [])]
+    if given:
+        raise InputError("--tune", f"with {', '.join(given)}", "--out, --budget and --workers beside it, and no more")
 
 
 def _workers() -> int:
@@ -78,7 +91,8 @@ def _show(result: Evaluated) -> None:
         ]
         table("comparison", ("method", "edits", *(c.title for c in columns)), rows)
         bars = [(t["name"], f"{t['value']:.3g}", t["target"], "yes" if t["met"] else "NO") for t in result.targets]
-        table("targets", ("target", "measured", "wanted", "met"), bars)
+        if bars:
+            table("targets", ("target", "measured", "wanted", "met"), bars)
     for sentence in (*result.remarks, *(said for each in result.figures.values() for said in each)):
         say(sentence)
     for name, reason in result.absent.items():

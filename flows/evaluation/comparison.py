@@ -6,31 +6,25 @@ is measured on `holdout` images. Cells are a method's work on a few images, so t
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from flows.console import complain
 from flows.datasets.contract import SourceImage
-from flows.evaluation.ceiling import perfect_bound
 from flows.evaluation.cells import Cell, Cells, Rows, digest, write
-from flows.evaluation.trials import Case, Trial, best_of_both_signs, run_trials
+from flows.evaluation.method_run import MethodRun
 from flows.evaluation.world import Split, World, shipped_folder
 from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS, OWNER
 from pipeline.methods.choices import METHODS
-from pipeline.methods.contract import Found, Method, Refused, Settings, Subject
+from pipeline.methods.contract import Method, Settings, Subject
 from pipeline.methods.guidance import reader_goals
-from pipeline.metrics import mask_iou
 
-OVERLAP = 0.5  # mask IoU from which a pair of images counts for transfer success
-SHOWN = 2  # images a cell of which pictures are kept
 _EXPERIMENT: dict[Split, str] = {"mine": "choosing", "holdout": "comparison"}
 
 
@@ -61,8 +55,8 @@ class Chosen:
 
 
 def base_settings(kind: type[Method], world: World) -> Settings:
-    """A method's settings as a recipe has them: where both know a name, the recipe decides, but for ranks that it
-    leaves to a rule. Goals are the first attribute of each region.
+    """A method's settings as a recipe has them: the recipe decides those that the method lets it (`Method.told`).
+    Goals are the captions that were given, or else the first attribute of each region.
 
     Raises:
         InputError: values that the method refuses.
@@ -76,13 +70,15 @@ def base_settings(kind: type[Method], world: World) -> Settings:
         "steps": method.edit.steps,
         "window": method.edit.h_window,
         "convention": method.edit.convention,
+        "eta": method.edit.eta,
+        "eta_share": method.edit.eta_share,
         "seed": recipe.seed,
-        "goals": reader_goals(FACTORS, OWNER, recipe.region_names) if world.reader is not None else (),
-        **{name: value for name, value in dict(own).items() if value != "auto"},
+        "goals": world.captions.goals or reader_goals(FACTORS, OWNER, recipe.region_names if world.reader else ()),
+        "clip": world.captions.folder,
+        **dict(own),
     }
     known = {f.name for f in fields(kind.settings_class)}
-    given = {name: value for name, value in values.items() if name in known}
-    return kind.settings_class(**given)
+    return kind.settings_class(**{name: value for name, value in values.items() if name in known & set(kind.told)})
 
 
 @dataclass(frozen=True)
@@ -108,16 +104,19 @@ class Comparison:
         about, world = kind_of(name).about, self.world
         if (about.space == "h" or about.through_h) and world.denoiser.info.bottleneck_shape is None:
             return "this model has no bottleneck"
-        if about.supervision != "none" and not any(map(world.factors, world.recipe.region_names)):
-            return "nothing reads the attributes of these pictures"
+        told = world.captions.goals or any(map(world.factors, world.recipe.region_names))
+        if about.supervision != "none" and not told:
+            return "nothing reads the attributes of these pictures; --clip and --caption would tell it"
+        needed = max(self._made(name, settings).images for settings in self.grid(name))
+        there = world.count("mine", self.size.choosing + needed) - self.size.choosing if needed > 1 else 0
+        if needed > max(1, there):
+            return f"learns from {needed} `mine` images that no settings are chosen on, of which there are {there}"
         return ""
 
-    def check(self, names: Sequence[str]) -> None:
-        """Raises InputError where a split has too few images for these methods: told before anything is measured."""
+    def check(self) -> None:
+        """Raises InputError where a split has too few images to measure anything: told before anything is measured."""
         self.world.images("holdout", self.size.images)
-        tried = [(name, s) for name in names for s in self.grid(name)[: None if self.size.choosing else 1]]
-        needed = max((self._made(name, settings).images for name, settings in tried), default=1)
-        self.world.images("mine", needed if needed > 1 else 0, skip=self.size.choosing)
+        self.world.images("mine", self.size.choosing)
 
     def choosing(self, name: str) -> list[Task]:
         """What must be measured to choose a method's settings: those of its grid, on `mine` images."""
@@ -141,7 +140,7 @@ class Comparison:
         for task in tasks:
             home = [row for row in self.cell(task).rows if row["kind"] == "home"]
             tried.append({"settings": task.settings.as_dict(), **merit(home)})
-        best = max(range(len(tasks)), key=lambda i: (tried[i]["success"], -tried[i]["roir"]))
+        best = max(range(len(tasks)), key=lambda i: rank_of(tried[i]))
         return Chosen(tasks[best].settings, tried, self.size.choosing)
 
     def reporting(self, name: str, settings: Settings) -> list[Task]:
@@ -170,6 +169,7 @@ class Comparison:
         key = {**self.world.key(own), "method": task.method, "settings": task.settings.as_dict()}
         return {
             **key,
+            **self.world.captions.evidence(),
             "others": task.others,
             "pool": digest([image.image_id for image in pool]),
             "backbones": self.world.backbones.evidence(),
@@ -178,7 +178,7 @@ class Comparison:
     def _rows(self, task: Task) -> Rows:
         own, pool = self._images(task)
         method = self.method(task.method, task.settings)
-        return list(_Work(self.world, method, own, pool).rows(task.others))
+        return MethodRun(self.world, method, own, pool).rows(task.others)
 
     def method(self, name: str, settings: Settings) -> Method:
         """A method, with what it learns on `mine` images learned now, or taken from before; what was learned and cannot
@@ -219,13 +219,15 @@ class Comparison:
         return cost
 
     def _made(self, name: str, settings: Settings) -> Method:
-        return kind_of(name)(self.world.denoiser, settings, self.world.reader)
+        guide = self.world.captions.reader(self.world.denoiser.device) or self.world.reader
+        return kind_of(name)(self.world.denoiser, settings, guide)
 
     def _lessons(self, name: str, method: Method) -> tuple[list[Subject], dict[str, Any]]:
         """The images a method learns from, none of which its settings are chosen on, and the key of what it learns."""
         images = self.world.images("mine", method.images, skip=self.size.choosing)
         subjects = self.world.subjects(images, method.timestep, method.settings.inversion_steps)
-        return subjects, {**self.world.key(subjects), "method": name, "settings": method.settings.as_dict()}
+        told = self.world.captions.evidence()
+        return subjects, {**self.world.key(subjects), **told, "method": name, "settings": method.settings.as_dict()}
 
 
 def _percent(name: str) -> Callable[[int, int], None]:
@@ -249,127 +251,18 @@ def kind_of(name: str) -> type[Method]:
 
 
 def merit(home: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Success share (0 where nothing reads attributes) and median ROIR of edits at home; refused ones have failed."""
+    """Of edits at home: the share that succeeds (left out where nothing reads attributes), the share that became
+    visible, and the median ROIR; refused ones have failed."""
     ratios = sorted(row["roir"] for row in home)
+    found = {"success": _share(home, "success")} if any("success" in row for row in home) else {}
     middle = ratios[len(ratios) // 2] if ratios else float("inf")
-    return {"success": sum(bool(row.get("success")) for row in home) / max(1, len(home)), "roir": middle}
+    return {**found, "visible": _share(home, "reached"), "roir": middle}
 
 
-class _Work:
-    """What one method does on a few images."""
-
-    def __init__(
-        self, world: World, method: Method, images: Sequence[SourceImage], pool: Sequence[SourceImage]
-    ) -> None:
-        self.world, self.method = world, method
-        self._bounds: dict[tuple[str, str, tuple[str, bool] | None], bool | None] = {}
-        steps = method.settings.inversion_steps
-        self.sources = {image.image_id: image for image in (*images, *pool)}
-        self.subjects = world.subjects(images, method.timestep, steps)
-        self.pool = world.subjects(pool, method.timestep, steps)
-
-    def rows(self, others: int) -> Rows:
-        """Rows of kind "home", "transfer" and "cost"."""
-        found, rows = self._find()
-        cases = [Case(edit, subject) for subject, edit in found if isinstance(edit, Found)]
-        trials = dict(zip(map(id, cases), best_of_both_signs(self.world, self.method, cases), strict=True))
-        homes = [(case, trials[id(case)]) for case in cases]
-        shown = {subject.name for subject in self.subjects[:SHOWN]} if self.pool else set()
-        for case, trial in homes:
-            rows.append(self._home(case, trial, case.subject.name in shown))
-        if homes:
-            rows.append({"kind": "cost", "what": "edit", "seconds": self._edit_seconds(homes[0])})
-        if others and self.method.about.transfers:
-            for moved in (False, True):
-                rows += self._transfers(homes, others, moved)
-        return rows
-
-    def _find(self) -> tuple[list[tuple[Subject, Found | Refused]], Rows]:
-        found: list[tuple[Subject, Found | Refused]] = []
-        rows: Rows = []
-        for subject in self.subjects:
-            begun, spent, passes = time.monotonic(), replace(self.method.cost), self.world.counter.passes
-            edits = self.method.find(subject)
-            cost = self.method.cost - spent
-            rows.append(
-                {
-                    "kind": "cost",
-                    "what": "find",
-                    "image": subject.name,
-                    "seconds": time.monotonic() - begun,
-                    "passes": self.world.counter.passes - passes,
-                    "jvp": cost.jvp,
-                    "vjp": cost.vjp,
-                    "backward": cost.backward,
-                    "edits": sum(isinstance(edit, Found) for edit in edits.values()),
-                    **self.world.features(subject.picture),
-                }
-            )
-            for region, edit in edits.items():
-                found.append((subject, edit))
-                if isinstance(edit, Refused):
-                    head = {"kind": "home", "image": subject.name, "region": region}
-                    read = {"success": False} if self.world.factors(region) else {}
-                    rows.append({**head, **read, "roir": float("inf"), "failure": f"refused: {edit.reason}"})
-        return found, rows
-
-    def _home(self, case: Case, trial: Trial, shown: bool) -> dict[str, Any]:
-        from flows.evaluation.pictures import encoded
-
-        row = {"kind": "home", "image": case.subject.name, "region": case.edit.region, **trial.row()}
-        row["evidence"] = dict(case.edit.evidence)
-        row |= self.world.perception(trial.before, trial.after, case.subject.masks[case.edit.region])
-        row |= self.world.features(trial.after)
-        if shown:
-            row["pictures"] = [encoded(trial.before), encoded(trial.after)]
-        return row
-
-    def _edit_seconds(self, home: tuple[Case, Trial]) -> float:
-        """Seconds of one edit of one image, by itself."""
-        case, trial = home
-        begun = time.monotonic()
-        self.method.apply([case.edit], [case.subject], torch.tensor([trial.strength]))
-        return time.monotonic() - begun
-
-    def _transfers(self, homes: Sequence[tuple[Case, Trial]], others: int, moved: bool) -> Rows:
-        """Every edit on `others` images whose masks overlap its own, as it is or moved to their region."""
-        pairs, cases = [], []
-        for case, trial in homes:
-            region, mask = case.edit.region, case.subject.masks[case.edit.region]
-            for target in chosen_targets(case.subject, region, self.pool, others):
-                edit = replace(case.edit, guess=trial.strength or case.edit.guess)
-                if moved:
-                    edit = self.method.moved(edit, mask, target.masks[region])
-                pairs.append((case, trial, target))
-                cases.append(Case(edit, target, like=trial.verdict))
-        rows = []
-        for (case, home, target), trial in zip(pairs, run_trials(self.world, self.method, cases), strict=True):
-            region = case.edit.region
-            iou = float(mask_iou(case.subject.masks[region], target.masks[region]))
-            row = {"kind": "transfer", "moved": moved, "image": case.subject.name, "region": region}
-            row |= {"target": target.name, "iou": iou, "home_success": home.success, **trial.row()}
-            row["perfect"] = self._perfect(target, region, home)
-            rows.append(row)
-        return rows
-
-    def _perfect(self, target: Subject, region: str, home: Trial) -> bool | None:
-        """Whether a perfect editor would succeed there; None where the truth is not known."""
-        like, mask = home.verdict, target.masks[region]
-        key = (target.name, region, None if like is None else (like.factor, like.move > 0))
-        if key not in self._bounds:  # many edits share one
-            factors = self.sources[target.name].factors
-            self._bounds[key] = perfect_bound(self.world.read, factors, mask, region, like)
-        return self._bounds[key]
+def _share(rows: Sequence[Mapping[str, Any]], flag: str) -> float:
+    return sum(bool(row.get(flag)) for row in rows) / max(1, len(rows))
 
 
-def chosen_targets(home: Subject, region: str, pool: Sequence[Subject], count: int) -> list[Subject]:
-    """Up to `count` other images whose mask of the region overlaps the home one, drawn by the names."""
-    mask = home.masks[region]
-    near = [
-        subject
-        for subject in pool
-        if subject.name != home.name
-        and region in subject.masks
-        and float(mask_iou(mask, subject.masks[region])) >= OVERLAP
-    ]
-    return random.Random(f"{home.name} {region}").sample(near, min(count, len(near)))
+def rank_of(merits: Mapping[str, float]) -> tuple[float, float]:
+    """What settings are chosen by, the larger the better: success, or visible edits where nothing reads; then ROIR."""
+    return merits.get("success", merits["visible"]), -merits["roir"]

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from flows.console import plain, stage
+from flows.console import complain, stage
+from flows.evaluation.captions import NO_CAPTIONS, Captions
 from flows.evaluation.cells import Cell, write
 from flows.evaluation.comparison import FULL, QUICK, Chosen, Comparison, Size
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.experiments import EXPERIMENTS
 from flows.evaluation.filling import fill, open_cells
+from flows.evaluation.kept import Asked, Kept, KeptFigure, MissingCellError, ReadCells, identity, strict
 from flows.evaluation.report import Drawn, EvaluationPage, render
 from flows.evaluation.tables import Line, line, markdown, remarks, targets
 from flows.evaluation.world import World
@@ -37,6 +39,7 @@ class Wanted:
     choosing: int | None = None
     workers: int = 1
     backbones: Path | None = None
+    captions: Captions = NO_CAPTIONS
 
     @property
     def size(self) -> Size:
@@ -49,8 +52,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What came of it. `figures`: name -> what its rows say; `absent`: figures without the weights they need,
-    methods that this model or data has no use for, and images that nothing could be found on, with the reason."""
+    """What came of it, with what earlier calls have left. `figures`: name -> what its rows say; `absent`: figures
+    without the weights they need, methods that this model or data has no use for or whose cells are gone, and images
+    that nothing could be found on, with the reason."""
 
     folder: Path
     lines: Sequence[Line] = ()
@@ -60,25 +64,40 @@ class Evaluated:
     absent: Mapping[str, str] = field(default_factory=dict)
 
 
-def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
-    """Measure what is missing, and write everything that was measured.
+@dataclass(frozen=True)
+class Compared:
+    """One method of the comparison: its line in the tables, its settings, and the cells behind both."""
 
-    `folder` then holds cells/ and latents/ and learned/ (what makes a rerun short), results.json, comparison.md,
-    comparison.parquet, figures/NAME.json and NAME-PLOT.png, and index.html.
+    line: Line
+    chosen: Chosen
+    cells: Sequence[Cell]
+
+
+def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
+    """Measure what is missing of what was asked for, and write everything that was measured in this folder of the same
+    model and recipe: figures of earlier calls too, and the comparison last asked for. Methods of earlier calls are
+    among those asked for now where the size is the same; without methods, it is shown again from its cells.
+
+    `folder` then holds cells/ and latents/ and learned/ (what makes a rerun short), results.json, comparison.json (what
+    was asked for), comparison.md, comparison.parquet, figures/NAME.json and NAME-PLOT.png, and index.html.
 
     Raises:
         InputError: unknown methods or figures, or too few images.
         RunError: a process died; what was measured is kept.
     """
     _check(wanted)
-    world = World(recipe, folder, backbones=wanted.backbones)
+    world = World(recipe, folder, backbones=wanted.backbones, captions=wanted.captions)
     comparison = Comparison(world, open_cells(world), wanted.size)
     lacking = {name: reason for name in wanted.methods if (reason := comparison.lacking(name))}
     names = [name for name in wanted.methods if name not in lacking]
     if names:
-        comparison.check(names)
-    lines, chosen, cells = _compare(comparison, names, wanted.workers)
-    figures = {name: _figure(EXPERIMENTS[name], world, wanted.quick) for name in wanted.figures}
+        comparison.check()
+    kept = Kept(folder, identity(world))
+    if others := kept.others():
+        complain(f"{folder}: {', '.join(others)}: of another model, recipe or images, so not shown with these")
+    size, compared, gone = _compare(comparison, kept, names, wanted.workers)
+    figures = _figures(world, kept, wanted)
+    lines = [each.line for each in compared.values()]
     result = Evaluated(
         folder=folder,
         lines=lines,
@@ -87,11 +106,11 @@ def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
         figures={name: drawn.conclusions for name, drawn in figures.items()},
         absent={
             **world.backbones.absent,
-            **{METHODS[name].about.title: reason for name, reason in lacking.items()},
+            **{METHODS[name].about.title: reason for name, reason in (lacking | gone).items()},
             **{f"image {name}": reason for name, reason in world.failures.items()},
         },
     )
-    _write(world, wanted, result, chosen, cells, figures)
+    _write(world, result, size, compared, figures)
     return result
 
 
@@ -110,8 +129,36 @@ def _check(wanted: Wanted) -> None:
 
 
 def _compare(
-    comparison: Comparison, names: Sequence[str], workers: int
-) -> tuple[list[Line], dict[str, Chosen], dict[str, list[Cell]]]:
+    comparison: Comparison, kept: Kept, names: Sequence[str], workers: int
+) -> tuple[Size, dict[str, Compared], dict[str, str]]:
+    """The comparison that the folder tells: its size, its methods by name, those asked for now among them; and why
+    others that it had are not shown."""
+    last, size = kept.comparison(), comparison.size
+    if last is not None and (not names or last.size == size):
+        size, earlier = last.size, [name for name in last.methods if name in METHODS and name not in names]
+        order = list(dict.fromkeys((*last.methods, *names)))
+    else:
+        earlier, order = [], list(names)
+        if last is not None:
+            complain(f"the comparison of {last.size.images} images that was here is of another size, so not shown")
+    compared = _measured(comparison, names, workers)
+    again, gone = Comparison(comparison.world, ReadCells(comparison.world), size), {}
+    for name in earlier:
+        try:
+            again.check()
+            compared[name] = _compared(again, name)
+        except (MissingCellError, InputError):
+            gone[name] = (
+                "it was compared in this folder, but not all its cells for these images, settings, captions and "
+                "backbones are there now; ask for it to measure it again"
+            )
+    compared = {name: compared[name] for name in order if name in compared}
+    if names:
+        kept.keep_comparison(Asked(tuple(compared), size))
+    return size, compared, gone
+
+
+def _measured(comparison: Comparison, names: Sequence[str], workers: int) -> dict[str, Compared]:
     tasks = [task for name in names for task in comparison.choosing(name)]
     fill(comparison, tasks, workers, "choosing settings")
     chosen = {name: comparison.chosen(name) for name in names}
@@ -119,59 +166,72 @@ def _compare(
         comparison.method(name, choice.settings)  # what learns does so once, before processes share it
     tasks = [task for name, choice in chosen.items() for task in comparison.reporting(name, choice.settings)]
     fill(comparison, tasks, workers, "comparing methods")
-    lines, cells = [], {}
-    for name, choice in chosen.items():
-        cells[name] = [comparison.cell(task) for task in comparison.reporting(name, choice.settings)]
-        learned = comparison.learning(name, choice.settings)
-        lines.append(
-            line(
-                name,
-                METHODS[name].about,
-                choice.settings.as_dict(),
-                int(learned["images"]),
-                learned["seconds"],
-                cells[name],
-            )
-        )
-    return lines, chosen, cells
+    return {name: _compared(comparison, name) for name in names}
 
 
-def _figure(experiment: Experiment, world: World, quick: bool) -> Drawn:
+def _compared(comparison: Comparison, name: str) -> Compared:
+    """A method from its cells, which are there."""
+    choice = comparison.chosen(name)
+    cells = [comparison.cell(task) for task in comparison.reporting(name, choice.settings)]
+    learned = comparison.learning(name, choice.settings)
+    settings, about = choice.settings.as_dict(), METHODS[name].about
+    return Compared(line(name, about, settings, int(learned["images"]), learned["seconds"], cells), choice, cells)
+
+
+def _figures(world: World, kept: Kept, wanted: Wanted) -> dict[str, Drawn]:
+    """Figures by name: those asked for measured, and those of earlier calls drawn again."""
+    for name in wanted.figures:
+        with stage(EXPERIMENTS[name].title, None):
+            rows = EXPERIMENTS[name].measure(Setup(world, open_cells(world), wanted.quick))
+        kept.keep_figure(name, KeptFigure(rows, wanted.quick))
+    drawn = {}
+    for name, experiment in EXPERIMENTS.items():
+        figure = kept.figure(name)
+        if figure is None:
+            continue
+        try:
+            drawn[name] = _drawn(experiment, figure, world.folder / "figures")
+        except Exception as error:  # rows that somebody has changed may break a plot anywhere
+            if name in wanted.figures:
+                raise
+            complain(f"{world.folder}/figures/{name}.json cannot be drawn ({type(error).__name__}), so is left out")
+    return drawn
+
+
+def _drawn(experiment: Experiment, figure: KeptFigure, folder: Path) -> Drawn:
     from flows.evaluation.plots import save
 
-    with stage(experiment.title, None):
-        rows = experiment.measure(Setup(world, open_cells(world), quick))
-    folder = world.folder / "figures"
-    write(folder / f"{experiment.name}.json", json.dumps(plain(rows), indent=1) + "\n")
-    plots = {name: save(figure) for name, figure in experiment.draw(rows).items()} if rows else {}
+    conclusions = experiment.conclude(figure.rows)
+    drawings = experiment.draw(figure.rows).items() if figure.rows else ()
+    plots = {name: save(drawing) for name, drawing in drawings}
     for name, png in plots.items():
         write(folder / f"{name}.png", png)
-    return Drawn(experiment.title, experiment.source, plots, experiment.conclude(rows))
+    return Drawn(experiment.title, experiment.source, plots, conclusions, figure.quick)
 
 
 def _write(
-    world: World,
-    wanted: Wanted,
-    result: Evaluated,
-    chosen: Mapping[str, Chosen],
-    cells: Mapping[str, Sequence[Cell]],
-    figures: Mapping[str, Drawn],
+    world: World, result: Evaluated, size: Size, compared: Mapping[str, Compared], figures: Mapping[str, Drawn]
 ) -> None:
-    facts = _facts(world, wanted)
+    facts = _facts(world, size, compared, figures)
     content = {
         "facts": facts,
         "targets": result.targets,
         "methods": [each.plain() for each in result.lines],
-        "settings_tried": {name: choice.tried for name, choice in chosen.items()},
+        "settings_tried": {name: each.chosen.tried for name, each in compared.items()},
         "remarks": result.remarks,
         "figures": result.figures,
         "absent": result.absent,
         "backbones": world.backbones.evidence(),
     }
-    write(result.folder / "results.json", json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
+    cells = {name: each.cells for name, each in compared.items()}
+    write(result.folder / "results.json", json.dumps(strict(content), indent=1, ensure_ascii=False) + "\n")
+    table, rows = result.folder / "comparison.md", result.folder / "comparison.parquet"
     if result.lines:
-        write(result.folder / "comparison.md", markdown(result.lines))
-        _write_rows(result.folder / "comparison.parquet", cells)
+        write(table, markdown(result.lines))
+        _write_rows(rows, cells)
+    else:  # tables of a comparison that the page does not show
+        table.unlink(missing_ok=True)
+        rows.unlink(missing_ok=True)
     page = EvaluationPage(
         title=f"Evaluation of {world.recipe.name}",
         facts=list(facts.items()),
@@ -181,25 +241,42 @@ def _write(
         pictures=cells,
         figures=list(figures.values()),
         absent=result.absent,
-        tried={name: choice.tried for name, choice in chosen.items() if choice.tried},
+        tried={name: each.chosen.tried for name, each in compared.items() if each.chosen.tried},
     )
     write(result.folder / "index.html", render(page))
 
 
-def _facts(world: World, wanted: Wanted) -> dict[str, str]:
-    size, info = wanted.size, world.denoiser.info
+def _facts(world: World, size: Size, compared: Mapping[str, Compared], figures: Mapping[str, Drawn]) -> dict[str, str]:
+    info = world.denoiser.info
     facts = {
         "recipe": world.recipe.name,
         "model": f"{info.family}, fingerprint {info.fingerprint}",
         "regions": ", ".join(world.recipe.region_names),
         "attribute reader": "the built-in one" if world.reader is not None else "none: nothing reads attributes here",
-        "held-out images": str(size.images),
-        "settings chosen on": f"{size.choosing} other images" if size.choosing else "nothing: the first are taken",
-        "form": "quick: wide intervals, a smoke test" if wanted.quick else "full",
-        "machine": f"{os.cpu_count()} cores, {world.denoiser.device}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
     }
+    if compared:
+        facts["held-out images"] = str(size.images)
+        facts["settings"] = _settings({name: each.chosen.by for name, each in compared.items()})
+        facts["form"] = "quick: wide intervals, a smoke test" if size.quick else "full"
+    if quick := [name for name, figure in figures.items() if figure.quick]:
+        facts["quick figures"] = ", ".join(quick)
+    facts["machine"] = (
+        f"{os.cpu_count()} cores, {world.denoiser.device}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
     return facts
+
+
+def _settings(by: Mapping[str, int]) -> str:
+    """On how many images settings were chosen, and of which methods: `by` is 0 where nothing was chosen."""
+    chosen, rest = [name for name in by if by[name]], [name for name in by if not by[name]]
+    if not chosen:
+        return "one set a method, of which nothing was chosen"
+    count = by[chosen[0]]
+    text = f"chosen on {count} other image{'' if count == 1 else 's'}"
+    return (
+        f"{text} of {', '.join(chosen)}; one set, of which nothing was chosen, of {', '.join(rest)}" if rest else text
+    )
 
 
 def _write_rows(path: Path, cells: Mapping[str, Sequence[Cell]]) -> None:

@@ -15,10 +15,10 @@ from flows.console import stage
 from flows.datasets.builtin import BuiltinDataset
 from flows.datasets.contract import SourceImage
 from flows.evaluation.cells import Rows, digest
-from flows.evaluation.comparison import OVERLAP, chosen_targets
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.homes import TITLES, Homes, left_out
 from flows.evaluation.homogeneity import usable
+from flows.evaluation.method_run import OVERLAP, chosen_targets
 from flows.evaluation.series import Value, are_read, measured, names, of, omissions, statistic, succeeded, written
 from flows.evaluation.transfers import WAYS, Pair, transfer_rows
 from flows.evaluation.trials import ROIR_LIMIT, Case, run_trials

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from flows.console import stage
+from flows.evaluation.captions import NO_CAPTIONS, Captions
 from flows.evaluation.cells import Cells
 from flows.evaluation.comparison import Comparison, Size, Task
 from flows.evaluation.world import World, shipped_folder
@@ -18,9 +20,11 @@ from flows.recipe import Recipe
 _comparison: Comparison | None = None  # of a worker
 
 
-def open_comparison(recipe: Recipe, folder: Path, size: Size, backbones: Path | None = None) -> Comparison:
+def open_comparison(
+    recipe: Recipe, folder: Path, size: Size, backbones: Path | None = None, captions: Captions = NO_CAPTIONS
+) -> Comparison:
     """A comparison whose cells and latents lie in `folder`."""
-    world = World(recipe, folder, backbones=backbones)
+    world = World(recipe, folder, backbones=backbones, captions=captions)
     return Comparison(world, open_cells(world), size)
 
 
@@ -35,7 +39,7 @@ def fill(comparison: Comparison, tasks: Sequence[Task], workers: int, title: str
     Raises:
         RunError: a process died; what was measured is kept.
     """
-    missing = comparison.missing(tasks)
+    missing = comparison.missing(list(dict.fromkeys(tasks)))
     if not missing:
         return
     with stage(title, len(missing)) as advance:
@@ -45,7 +49,7 @@ def fill(comparison: Comparison, tasks: Sequence[Task], workers: int, title: str
                 advance(1, task.method)
             return
         world = comparison.world
-        begin = (world.recipe, world.folder, comparison.size, world.backbones_folder)
+        begin = (world.recipe, world.folder, comparison.size, world.backbones_folder, world.captions)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(missing)), context, _begin, begin) as pool:
             waiting = {pool.submit(_measure, task): task for task in missing}
@@ -62,12 +66,13 @@ def fill(comparison: Comparison, tasks: Sequence[Task], workers: int, title: str
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(recipe: Recipe, folder: Path, size: Size, backbones: Path | None) -> None:
+def _begin(recipe: Recipe, folder: Path, size: Size, backbones: Path | None, captions: Captions) -> None:
     global _comparison
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits for the cells stops for all
     torch.set_num_threads(1)
-    _comparison = open_comparison(recipe, folder, size, backbones)
+    _comparison = open_comparison(recipe, folder, size, backbones, captions)
 
 
 def _measure(task: Task) -> None:

@@ -26,7 +26,7 @@ from flows.evaluation.series import measured
 from flows.evaluation.trials import BATCH, Case, best_of_both_signs
 from flows.evaluation.world import World
 from pipeline.errors import InputError
-from pipeline.methods.contract import Found, Method, Refused, Settings, Subject
+from pipeline.methods.contract import Found, Method, Refused, Subject
 from pipeline.metrics import EditSuccess
 
 METHODS = ("loco", "individual")
@@ -98,7 +98,7 @@ class Homes:
             kind = kind_of(name)
             settings = base_settings(kind, self.world)
             if timestep is not None:
-                settings = at_timestep(settings, timestep)
+                settings = settings.at_timestep(timestep)
             if self.setup.quick:
                 inversion, steps = min(settings.inversion_steps, QUICK_INVERSION), min(settings.steps, QUICK_STEPS)
                 settings = replace(settings, inversion_steps=inversion, steps=steps)
@@ -169,13 +169,6 @@ def trial_rows(
 def left_out(what: str, why: str) -> dict[str, Any]:
     """The row that says that something was not measured, and why."""
     return {"kind": "left out", "what": what, "why": why}
-
-
-def at_timestep(settings: Settings, timestep: float) -> Settings:
-    """The same settings at another timestep (fraction of T); a window keeps its shares of the timestep."""
-    share = timestep / settings.timestep
-    window = None if settings.window is None else (settings.window[0] * share, settings.window[1] * share)
-    return replace(settings, timestep=timestep, window=window)
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def measure(setup: Setup, size: Size | None = None) -> Rows:
 
 def _cell(setup: Setup, image: SourceImage, share: float, name: str, regions: int) -> Rows:
     world, kind = setup.world, kind_of(name)
-    settings = replace(base_settings(kind, world), timestep=share)
+    settings = base_settings(kind, world).at_timestep(share)
     key = {**world.key([image]), "method": name, "settings": settings.as_dict(), "most": regions, "octaves": OCTAVES}
 
     def make() -> Rows:

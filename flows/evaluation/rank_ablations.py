@@ -5,7 +5,7 @@ One set of singular vectors per image serves all ranks, for leading ones are nes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +32,7 @@ from flows.evaluation.series import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from pipeline.intervals import Figure as Statistic
     from pipeline.jacobian import JacobianOperator
     from pipeline.methods.components import IndividualSettings
     from pipeline.methods.contract import Found, Method, Refused, Subject
@@ -189,13 +190,11 @@ def _conclude_ranks(rows: Rows) -> list[str]:
     pairs = sorted({(row["joint_rank"], row["individual_rank"]) for row in found})
     parts = {pair: of(found, joint_rank=pair[0], individual_rank=pair[1]) for pair in pairs}
     ratios = {pair: statistic(part, "roir") for pair, part in parts.items()}
-    low, high = (end(ratios, key=lambda pair: ratios[pair].estimate) for end in (min, max))
-    sentences = [
-        f"The median ROIR is lowest at joint rank {low[0]} with individual rank {low[1]}, {written(ratios[low])}, and "
-        f"highest at {high[0]} with {high[1]}, {written(ratios[high])}; blocks of rank "
-        f"{listed(str(rank) for rank in names(found, 'rank'))}; images: {len(names(found, 'image'))}."
-    ]
-    if 0 in names(found, "joint_rank"):
+    of_what = (
+        f"blocks of rank {listed(str(rank) for rank in names(found, 'rank'))}; images: {len(names(found, 'image'))}."
+    )
+    sentences = [f"{_extremes(ratios)}; {of_what}"]
+    if len(pairs) > 1 and 0 in names(found, "joint_rank"):
         plain = statistic(of(found, joint_rank=0), "roir")
         sentences.append(f"Without a joint part it is {written(plain)}.")
     if are_read(found):
@@ -203,10 +202,24 @@ def _conclude_ranks(rows: Rows) -> list[str]:
         best = max(shares, key=lambda pair: (shares[pair].estimate, -ratios[pair].estimate))
         ties = sum(share.estimate == shares[best].estimate for share in shares.values())
         more = f" (as many at {ties - 1} other pairs of ranks)" if ties > 1 else ""
-        sentences.append(
-            f"Most edits succeed at joint rank {best[0]} with {best[1]}{more}, {written(shares[best])} of them."
-        )
+        most = f"Most edits succeed at joint rank {best[0]} with {best[1]}{more}, {written(shares[best])} of them."
+        alike = f"Of the edits, {written(shares[best])} succeed{' at each of these pairs' if ties > 1 else ''}."
+        sentences.append(alike if ties == len(shares) else most)
     return sentences + omissions(rows)
+
+
+def _extremes(ratios: Mapping[tuple[int, int], Statistic]) -> str:
+    """Where the median ROIR is lowest and highest, by pair of joint and individual rank."""
+    low, high = (end(ratios, key=lambda pair: ratios[pair].estimate) for end in (min, max))
+    if len(ratios) == 1:
+        only = f"joint rank {low[0]} with individual rank {low[1]}, the only ranks there was room for"
+        return f"The median ROIR is {written(ratios[low])} at {only}"
+    if ratios[low].estimate == ratios[high].estimate:
+        return f"The median ROIR is {ratios[low].estimate:.2f} at all {len(ratios)} pairs of ranks"
+    return (
+        f"The median ROIR is lowest at joint rank {low[0]} with individual rank {low[1]}, {written(ratios[low])}, and "
+        f"highest at {high[0]} with {high[1]}, {written(ratios[high])}"
+    )
 
 
 ABLATION_NULL_RANK = Experiment(

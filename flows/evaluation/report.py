@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flows.evaluation.cells import Cell
-from flows.evaluation.tables import FIRST, SECOND, Column, Line, shown, winners
+from flows.evaluation.tables import FIRST, SECOND, Column, Line, shown, stars
 from flows.report.html import HEAD
 from flows.report.markup import Markup, join, tag
 from flows.report.style import STYLE
@@ -26,12 +26,13 @@ _YES = {True: "yes", False: "no"}
 
 @dataclass(frozen=True)
 class Drawn:
-    """One figure as the page shows it: plots are PNG bytes by name."""
+    """One figure as the page shows it: plots are PNG bytes by name; `quick`: few images and points were asked for."""
 
     title: str
     source: str
     plots: Mapping[str, bytes]
     conclusions: Sequence[str]
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def render(page: EvaluationPage) -> str:
 
 
 def _comparison(page: EvaluationPage) -> Markup:
-    parts = [tag("h2", "Comparison of methods"), tag("p", _EXPLAINED, class_="sub")]
+    parts = [tag("h2", "Comparison of methods"), *(tag("p", text, class_="sub") for text in _explained(page))]
     if page.targets:
         rows = [[t["name"], _number(t["value"]), t["target"], _YES[bool(t["met"])]] for t in page.targets]
         parts.append(_table(("target", "measured", "wanted", "met"), rows))
@@ -83,13 +84,40 @@ def _comparison(page: EvaluationPage) -> Markup:
     return tag("section", *parts, id="comparison")
 
 
-_EXPLAINED = (
-    "Every method edits the same held-out images with the settings that did best on others, at the strength at which "
-    "the change can be seen (0.15 root-mean-square inside the region), the better sign. Success: one of the region's "
-    "own attributes moves by 0.15 of its range, no other by 0.10, ROIR at most 1. Transfer: the same attribute and "
-    "sign on another image whose mask overlaps by half. In brackets: 95 % intervals by bootstrap over images. A star "
-    "marks the best of a column. An edit that a method refuses counts as failed."
+_EDITS = (
+    "Every method edits the same held-out images with {settings}, at the strength at which the change can be seen "
+    "(0.15 root-mean-square inside the region), the better sign. Success: one of the region's own attributes moves by "
+    "0.15 of its range, no other by 0.10, ROIR at most 1. Transfer: the same attribute and sign on another image whose "
+    "mask overlaps by half. In brackets: 95 % intervals over images. A star marks the best of a column, and all that "
+    "are equal to it."
 )
+_REFUSED = (
+    "An edit that a method refuses counts as failed in success and transfer success, and as infinite in ROIR. SSIM, "
+    "LPIPS, PSNR, identity, KID and the attributes moved are over the edits that were made. Refused: {refused} of "
+    "{edits} edits; a column says whose."
+)
+_COSTS = (
+    "Seconds and passes leave out the inversion of the picture, the same {steps}for every method but those that need "
+    "none."
+)
+
+
+def _explained(page: EvaluationPage) -> list[str]:
+    """What the tables mean, as this folder was measured."""
+    counts = {"refused": sum(each.refused for each in page.lines), "edits": sum(each.edits for each in page.lines)}
+    found = [each.settings.get("inversion_steps") for each in page.lines]
+    steps = f"{found[0]} steps " if found[0] is not None and found.count(found[0]) == len(found) else ""
+    return [_EDITS.format(settings=_settings(page)), _REFUSED.format(**counts), _COSTS.format(steps=steps)]
+
+
+def _settings(page: EvaluationPage) -> str:
+    """How settings came about: only methods of which several were tried had them chosen."""
+    chosen = [each.name for each in page.lines if page.tried.get(each.name)]
+    if not chosen:
+        return "one set of settings, of which nothing was chosen here"
+    if len(chosen) == len(page.lines):
+        return "the settings that did best on other images"
+    return f"the settings that did best on other images ({', '.join(chosen)}) or the only ones there are (all others)"
 
 
 def _first(lines: Sequence[Line]) -> Markup:
@@ -116,13 +144,13 @@ def _second(lines: Sequence[Line]) -> Markup:
 
 
 def _cells(each: Line, lines: Sequence[Line], columns: Sequence[Column]) -> list[Markup | str]:
-    best = {title: names[0] for title, names in winners(lines, columns).items()}
+    best = stars(lines, columns)
     found: list[Markup | str] = []
     for column in columns:
         text = shown(getattr(each, column.name), column.digits)
         if column.name == "transfer" and not each.about.transfers:
             text = "cannot"
-        found.append(tag("td", text, class_="best" if best.get(column.title) == each.name else None))
+        found.append(tag("td", text, class_="best" if (column.title, each.name) in best else None))
     return found
 
 
@@ -167,7 +195,8 @@ def _figure(figure: Drawn) -> Markup:
         for name, png in figure.plots.items()
     ]  # fmt: skip
     said = tag("ul", *(tag("li", sentence) for sentence in figure.conclusions))
-    return tag("section", tag("h2", figure.title), tag("p", figure.source, class_="sub"), *plots, said)
+    quick = [tag("p", "Quick: few images and points, a smoke test.", class_="sub")] if figure.quick else []
+    return tag("section", tag("h2", figure.title), tag("p", figure.source, class_="sub"), *quick, *plots, said)
 
 
 def _tried(tried: Mapping[str, Sequence[Mapping[str, object]]]) -> Markup:
@@ -176,11 +205,11 @@ def _tried(tried: Mapping[str, Sequence[Mapping[str, object]]]) -> Markup:
         settings = [row["settings"] for row in rows]
         names = [n for n in dict(settings[0] if isinstance(settings[0], Mapping) else {}) if n != "goals"]
         body = [
-            [*(str(s[n]) for n in names), _number(row["success"]), _number(row["roir"])]
+            [*(str(s[n]) for n in names), *(_number(row.get(figure)) for figure in ("success", "visible", "roir"))]
             for s, row in zip(settings, rows, strict=True)
             if isinstance(s, Mapping)
         ]
-        parts += [tag("h3", name), _table((*names, "success", "median ROIR"), body)]
+        parts += [tag("h3", name), _table((*names, "success", "visible", "median ROIR"), body)]
     return tag("section", *parts, id="settings")
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import numpy as np
-import torch
-
 from flows.evaluation.cells import Cell, Rows
+from flows.evaluation.quality import kid
 from pipeline.intervals import Figure, figure
 from pipeline.methods.contract import About
 
@@ -63,27 +60,36 @@ class Line:
 
 @dataclass(frozen=True)
 class Column:
-    """One column that methods can win: its title, the figure, and whether more is better."""
+    """One column that methods can win: its title, the figure, and whether more is better.
+
+    What may explain a good figure: `outside`, it is of what changes outside the mask; `weak`, an edit too weak to be
+    seen does well in it; `told`, it is of attributes, which some methods are told; `made`, it is over the edits that
+    were made, without those refused.
+    """
 
     title: str
     name: str
     more: bool
     digits: int = 2
+    outside: bool = False
+    weak: bool = False
+    told: bool = False
+    made: bool = True
 
 
 FIRST = (
-    Column("local edit success", "success", True),
-    Column("transfer success", "transfer", True),
-    Column("LPIPS (AlexNet) outside", "lpips", False, 3),
-    Column("SSIM outside", "ssim", True, 3),
+    Column("local edit success", "success", True, told=True, made=False),
+    Column("transfer success", "transfer", True, told=True, made=False),
+    Column("LPIPS (AlexNet) outside", "lpips", False, 3, outside=True, weak=True),
+    Column("SSIM outside", "ssim", True, 3, outside=True, weak=True),
 )
 SECOND = (
-    Column("ROIR, median", "roir", False),
-    Column("own attribute moved", "own_move", True),
-    Column("largest other moved", "other_move", False),
-    Column("identity kept (ArcFace)", "identity", True, 3),
-    Column("PSNR outside, dB", "psnr", True, 1),
-    Column("KID (Inception)", "kid", False, 4),
+    Column("ROIR, median", "roir", False, outside=True, made=False),
+    Column("own attribute moved", "own_move", True, told=True),
+    Column("largest other moved", "other_move", False, weak=True),
+    Column("identity kept (ArcFace)", "identity", True, 3, weak=True),
+    Column("PSNR outside, dB", "psnr", True, 1, outside=True, weak=True),
+    Column("KID (Inception)", "kid", False, 4, weak=True),
 )
 
 
@@ -119,7 +125,7 @@ def line(
         psnr=over(tried, "psnr"),
         lpips=over(tried, "lpips"),
         identity=over(tried, "identity"),
-        kid=_kid(tried, finds),
+        kid=kid(tried, finds),
         transfer=over(moved, "success", "mean"),
         transfer_as_is=over(as_is, "success", "mean"),
         perfect=over(moved, "perfect", "mean"),
@@ -130,20 +136,6 @@ def line(
         edit_seconds=median(edits) if edits else math.nan,
         failures=failures,
     )
-
-
-def _kid(edited: Rows, originals: Rows) -> Figure:
-    """KID of the edited pictures against the originals, with its interval by the standard error; NaN without features,
-    or of fewer than three pictures."""
-    from pipeline.perception.distributions import kernel_distance
-
-    sets = [[row["features"] for row in rows if "features" in row] for rows in (edited, originals)]
-    if min(map(len, sets)) < 3:
-        return NOTHING
-    packed = (np.stack([np.frombuffer(base64.b64decode(text), dtype="<f4") for text in texts]) for texts in sets)
-    found = kernel_distance(*(torch.from_numpy(features) for features in packed))
-    edge = 1.96 * found.standard_error
-    return Figure(found.value, found.value - edge, found.value + edge, len(sets[0]))
 
 
 def over(rows: Rows, name: str, statistic: str = "median", *, absolute: bool = False) -> Figure:
@@ -162,37 +154,46 @@ def shown(value: Figure, digits: int = 2) -> str:
     return f"{value.estimate:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
-def winners(lines: Sequence[Line], columns: Sequence[Column] = FIRST + SECOND) -> dict[str, list[str]]:
-    """By column title: the best method, and those whose intervals reach its estimate; columns of nothing left out."""
-    found: dict[str, list[str]] = {}
+@dataclass(frozen=True)
+class Winners:
+    """Of one column: the methods that share its best figure, and those whose intervals reach it."""
+
+    best: list[str]
+    close: list[str]
+
+
+def winners(lines: Sequence[Line], columns: Sequence[Column] = FIRST + SECOND) -> dict[str, Winners]:
+    """By column title. Nobody wins a column of nothing: one without figures, one in which more is better and the best
+    is 0, or less and the best infinite."""
+    found: dict[str, Winners] = {}
     for column in columns:
-        have = [(each, getattr(each, column.name)) for each in lines]
-        have = [(each, value) for each, value in have if value.count and not math.isnan(value.estimate)]
-        if not have:
+        have = [(each.name, getattr(each, column.name)) for each in lines]
+        have = [(name, value) for name, value in have if value.count and not math.isnan(value.estimate)]
+        bar = (max if column.more else min)((value.estimate for _, value in have), default=math.nan)
+        if math.isnan(bar) or (bar <= 0 if column.more else bar == math.inf):
             continue
-        best = (max if column.more else min)(have, key=lambda pair: pair[1].estimate)
-        bar = best[1].estimate
-        close = [e.name for e, v in have if e is not best[0] and (v.high >= bar if column.more else v.low <= bar)]
-        found[column.title] = [best[0].name, *close]
+        best = [name for name, value in have if value.estimate == bar]
+        reach = [name for name, value in have if (value.high >= bar if column.more else value.low <= bar)]
+        found[column.title] = Winners(best, [name for name in reach if name not in best])
     return found
 
 
+def stars(lines: Sequence[Line], columns: Sequence[Column] = FIRST + SECOND) -> set[tuple[str, str]]:
+    """The title of a column with the name of a method, for all that share its best figure."""
+    return {(title, name) for title, won in winners(lines, columns).items() for name in won.best}
+
+
 def remarks(lines: Sequence[Line], ours: Sequence[str] = ("loco", "individual")) -> list[str]:
-    """What the tables say in sentences: where a rival wins a column, and with what else in its line; and how far any
-    method can be expected to transfer."""
+    """What the tables say in sentences: where a rival wins or shares a column, and why if its line tells; and how far
+    any method can be expected to transfer."""
     by_name = {each.name: each for each in lines}
     said = []
-    for title, names in winners(lines).items():
-        if names[0] in ours:
-            continue
-        column = next(c for c in FIRST + SECOND if c.title == title)
-        winner = by_name[names[0]]
-        text = (
-            f"{title}: {winner.about.title} has the best figure, {shown(getattr(winner, column.name), column.digits)}"
-        )
-        mine = [f"{n} {shown(getattr(by_name[n], column.name), column.digits)}" for n in ours if n in by_name]
-        text += f" ({', '.join(mine)})." if mine else "."
-        said.append(text + why(winner))
+    columns = {column.title: column for column in FIRST + SECOND}
+    for title, won in winners(lines).items():
+        rivals = [by_name[name] for name in won.best if name not in ours]
+        if rivals:
+            here = [by_name[name] for name in ours if name in by_name]
+            said.append(_won(columns[title], won, rivals, here))
     loco = by_name.get("loco")
     if loco is not None and loco.transfer.count and loco.perfect.count:
         said.append(
@@ -203,23 +204,56 @@ def remarks(lines: Sequence[Line], ours: Sequence[str] = ("loco", "individual"))
     return said
 
 
-def why(winner: Line) -> str:
-    """What else is true of a line that wins a column, which may explain it; nothing where there is nothing."""
-    reasons = []
-    if winner.edits and winner.limited + winner.refused > 0.2 * winner.edits:
-        reasons.append(f"{winner.limited + winner.refused} of its {winner.edits} edits never became visible")
-    if winner.success.count and winner.success.estimate < 0.5:
-        most = max(winner.failures.items(), key=lambda pair: pair[1], default=("", 0))
-        reasons.append(f"{winner.success.estimate:.0%} of its edits succeed (most fail: {most[0]})")
-    if winner.about.supervision != "none":
+def _won(column: Column, won: Winners, rivals: Sequence[Line], ours: Sequence[Line]) -> str:
+    """A remark on a column whose best figure `rivals` have, alone or with some of `ours`."""
+    best = [each for each in (*ours, *rivals) if each.name in won.best]
+    others = [each for each in ours if each.name not in won.best]
+    mine = ", ".join(f"{each.name} {_shown(each, column)}" for each in others)
+    if len(best) == 1:
+        head = f"{best[0].about.title} has the best figure, {_shown(best[0], column)}"
+    else:
+        titles = " and ".join((", ".join(each.about.title for each in best[:-1]), best[-1].about.title))
+        head = f"{titles} share the best figure, {getattr(best[0], column.name).estimate:.{column.digits}f}"
+    near = [each.name for each in others if each.name in won.close]
+    chance = f" The interval of {' and that of '.join(near)} reaches it, so it may be chance." if near else ""
+    reasons = [(each, why(each, column)) for each in rivals]
+    several = len(best) > 1
+    told = [
+        f" What may explain it{f' of {each.about.title}' if several else ''}: {'; '.join(own)}."
+        for each, own in reasons
+        if own
+    ]
+    silent = [each.about.title for each, own in reasons if not own and len(best) == len(rivals)]
+    unknown = f" No reason is known for {' and '.join(silent)}." if silent else ""
+    return f"{column.title}: {head}{f' ({mine})' if mine else ''}.{chance}{''.join(told)}{unknown}"
+
+
+def _shown(each: Line, column: Column) -> str:
+    return shown(getattr(each, column.name), column.digits)
+
+
+def why(winner: Line, column: Column) -> list[str]:
+    """What a method does, or what its line says, that explains a good figure in a column; empty where nothing does."""
+    about, reasons = winner.about, []
+    if column.outside and about.outside:
+        return [about.outside]
+    if column.weak and winner.limited > 0.2 * winner.edits:
+        reasons.append(f"{winner.limited} of its {winner.edits} edits stay too weak to be seen")
+    if column.made and winner.refused > 0.2 * winner.edits:
+        reasons.append(f"{winner.refused} of its {winner.edits} edits were refused and are not counted here")
+    if column.name not in ("success", "transfer") and winner.success.count and winner.success.estimate < 0.5:
+        failure = max(winner.failures.items(), key=lambda pair: pair[1], default=("", 0))[0]
+        most = f" (most fail: {failure})" if failure else ""
+        reasons.append(f"only {winner.success.estimate:.0%} of its edits succeed{most}")
+    if column.told and about.supervision != "none":
         learned = f" and learns from {winner.images} images" if winner.images > 1 else ""
-        reasons.append(f"it is told the attribute ({winner.about.supervision}){learned}")
-    return f" Its line: {'; '.join(reasons)}." if reasons else ""
+        reasons.append(f"it is told the attribute ({about.supervision}){learned}")
+    return reasons
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """Both tables as Markdown, best figures bold, with what each method is and costs."""
-    best = {title: names[0] for title, names in winners(lines).items()}
+    """Both tables as Markdown, best figures bold, all that are equal, with what each method is and costs."""
+    best = stars(lines)
 
     def cells(each: Line, columns: Sequence[Column]) -> list[str]:
         made = []
@@ -227,7 +261,7 @@ def markdown(lines: Sequence[Line]) -> str:
             text = shown(getattr(each, column.name), column.digits)
             if column.name == "transfer" and not each.about.transfers:
                 text = "cannot"
-            made.append(f"**{text}**" if best.get(column.title) == each.name else text)
+            made.append(f"**{text}**" if (column.title, each.name) in best else text)
         return made
 
     first = ["method", *(c.title for c in FIRST), "images", "learning, s", "finding, s", "edit, s", "one step",

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows.datasets.contract import SourceImage
-from flows.evaluation.ceiling import perfect_bound
+from flows.evaluation.ceiling import perfect_bound, truth_of
 from flows.evaluation.cells import Rows, digest
-from flows.evaluation.comparison import OVERLAP
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.homes import TITLES, Home, Homes, left_out
 from flows.evaluation.homogeneity import there, usable
+from flows.evaluation.method_run import OVERLAP
 from flows.evaluation.pictures import encoded
 from flows.evaluation.series import (
     Curve,
@@ -46,7 +46,6 @@ BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of mask IoU, and of differences of fact
 WAYS = {False: "as it is", True: "moved there"}
 POSE = ("position_x", "position_y", "face_size")
 NEAR, FAR = 0.2, 0.6  # differences of a factor below and above which pairs are told apart in sentences
-RENDERED = "faces64"  # the data set whose faces a perfect editor can draw
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _image_rows(homes: Homes, name: str, image: SourceImage, pool: Sequence[Sour
             for home, edit in edits
             for target in spread_targets(source, home.region, others, per_bin)
         ]
-        truths = {other.image_id: other.factors for other in pool if other.dataset == RENDERED}
+        truths = {other.image_id: truth_of(other) for other in pool}
         return transfer_rows(homes, method, pairs, truths)
 
     key = {**homes.key(method, image), "pool": digest([other.image_id for other in pool]), "per_bin": per_bin}

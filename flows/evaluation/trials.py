@@ -110,7 +110,11 @@ def best_of_both_signs(judge: Judge, method: Method, cases: Sequence[Case]) -> l
     """Try every case with both signs of its guess and keep the better: a success first, then the lower ROIR."""
     both = run_trials(judge, method, [case.turned(sign) for sign in (1.0, -1.0) for case in cases])
     pairs = zip(both[: len(cases)], both[len(cases) :], strict=True)
-    return [min(pair, key=lambda trial: (not trial.success, trial.roir)) for pair in pairs]
+    return [min(pair, key=_demerit) for pair in pairs]
+
+
+def _demerit(trial: Trial) -> tuple[bool, float]:
+    return not trial.success, math.inf if math.isnan(trial.roir) else trial.roir
 
 
 def _key(method: Method, case: Case) -> tuple[str, str]:

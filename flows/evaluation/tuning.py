@@ -17,7 +17,7 @@ import yaml
 
 from flows.console import plain, say, table
 from flows.evaluation.cells import Rows, write
-from flows.evaluation.comparison import Comparison, Size, Task, base_settings, kind_of, merit
+from flows.evaluation.comparison import Comparison, Size, Task, base_settings, kind_of, merit, rank_of
 from flows.evaluation.filling import fill, open_comparison
 from flows.recipe import Recipe
 from pipeline.errors import InputError
@@ -45,32 +45,41 @@ class Tuned:
 
 
 def tune(recipe: Recipe, folder: Path, budget: int, workers: int = 1) -> Tuned:
-    """Search, and write `folder`/tuned.yaml with its evidence in tuned.json beside it.
+    """Search, and write `folder`/tuned.yaml with its evidence in tuned.json beside it, and tuned.tuning.json, a digest:
+    reports show it of a recipe in data/recipes that it lies beside, under the recipe's name.
 
-    Cost: at most `budget` network passes (products with Jacobians and backward passes count as one each), and what one
-    more round of candidates takes: the budget is looked at between rounds.
+    Cost: at most `budget` network passes (products with Jacobians and backward passes count as one each), and what
+    `workers` more candidates take: the budget is looked at between so many.
 
     Raises:
-        InputError: a budget under 1, or fewer than `IMAGES` images.
+        InputError: a budget under 1, or no images.
     """
     if budget < 1 or workers < 1:
         raise InputError("--budget, --workers", (budget, workers), "at least 1")
-    comparison = open_comparison(recipe, folder, Size(choosing=IMAGES))
+    comparison = open_comparison(recipe, folder, Size())
+    images = len(comparison.world.up_to("mine", IMAGES))
     best: Values = {}
     tried: Rows = []
     spent: dict[Task, int] = {}
     finished = True
     for title, candidates in _rounds(recipe):
-        if sum(spent.values()) >= budget:
-            finished = False
-            break
-        rows = _round(comparison, recipe, title, [merged(best, c) for c in candidates], workers, spent)
+        rows: Rows = []
+        for start in range(0, len(candidates), workers):
+            finished = sum(spent.values()) < budget
+            if not finished:
+                break
+            group = [merged(best, candidate) for candidate in candidates[start : start + workers]]
+            rows += _tried(comparison, recipe, title, group, images, workers, spent)
         tried += rows
-        best = max(rows, key=lambda row: (row["score"], -row["roir"]))["values"]
+        if rows:
+            best = max(rows, key=lambda row: (row["score"], -row["roir"]))["values"]
+        if not finished:
+            break
     path, passes = folder / "tuned.yaml", sum(spent.values())
-    evidence = {"recipe": recipe.name, "images": IMAGES, "budget": budget, "passes": passes, "finished": finished}
+    evidence = {"recipe": recipe.name, "images": images, "budget": budget, "passes": passes, "finished": finished}
     write(folder / "tuned.json", json.dumps(plain({**evidence, "tried": tried}), indent=1) + "\n")
-    write(path, _written(recipe, best, tried))
+    write(path.with_suffix(".tuning.json"), json.dumps(plain(digest(tried, images)), indent=1) + "\n")
+    write(path, _written(recipe, best, tried, images))
     return Tuned(path, tried, passes, budget, finished)
 
 
@@ -118,11 +127,12 @@ def changed(recipe: Recipe, values: Values) -> Recipe:
     return recipe.model_copy(update={"method": type(recipe.method).model_validate(data)})
 
 
-def _round(
+def _tried(
     comparison: Comparison,
     recipe: Recipe,
     title: str,
     candidates: Sequence[Values],
+    images: int,
     workers: int,
     spent: dict[Task, int],
 ) -> Rows:
@@ -135,20 +145,20 @@ def _round(
     names = ["loco"] + (["individual"] if world.denoiser.info.bottleneck_shape else [])
     for i, values in enumerate(candidates):
         world.recipe = changed(recipe, values)
-        tasks[i] = [Task(name, base_settings(kind_of(name), world), "mine", 0, IMAGES) for name in names]
+        tasks[i] = [Task(name, base_settings(kind_of(name), world), "mine", 0, images) for name in names]
     world.recipe = recipe
-    fill(comparison, list(dict.fromkeys(task for own in tasks.values() for task in own)), workers, f"trying {title}")
+    fill(comparison, [task for own in tasks.values() for task in own], workers, f"trying {title}")
     rows = []
     for i, values in enumerate(candidates):
-        row: dict[str, Any] = {"setting": title, "values": values, "passes": 0}
+        row: dict[str, Any] = {"setting": title, "values": values, "passes": 0, "score": 0.0, "roir": 0.0}
         for task in tasks[i]:
             cell = comparison.cell(task)
             figures = merit([r for r in cell.rows if r["kind"] == "home"])
             row |= {f"{task.method}: {name}": value for name, value in figures.items()}
             spent[task] = cell.passes + sum(_products(r) for r in cell.rows)
             row["passes"] += spent[task]
-        row["score"] = sum(row[f"{name}: success"] for name in names)
-        row["roir"] = sum(row[f"{name}: roir"] for name in names)
+            row["score"] += rank_of(figures)[0]
+            row["roir"] += figures["roir"]
         rows.append(row)
     return rows
 
@@ -157,14 +167,24 @@ def _products(row: Mapping[str, Any]) -> int:
     return sum(int(row.get(name, 0)) for name in ("jvp", "vjp", "backward"))
 
 
-def _written(recipe: Recipe, best: Values, tried: Rows) -> str:
+def _written(recipe: Recipe, best: Values, tried: Rows, images: int) -> str:
     """The best recipe as YAML, with what it did as a comment."""
     row = next((r for r in reversed(tried) if r["values"] == best), None)
     figures = {} if row is None else {k: round(v, 3) for k, v in row.items() if ": " in k}
     told = ", ".join(f"{name} {value}" for name, value in figures.items())
     data = _anchored(changed(recipe, best).model_dump(mode="json"), recipe)
-    head = f"# Chosen by `rhumb evaluate --tune` on {IMAGES} images: {told or 'nothing was tried'}.\n"
+    head = f"# Chosen by `rhumb evaluate --tune` on {images} images: {told or 'nothing was tried'}.\n"
     return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def digest(tried: Rows, images: int) -> Rows:
+    """What a report shows of the settings tried: their values in words and the figures of both methods."""
+    rows: Rows = []
+    for row in tried:
+        values = [f"{name} {value}" for own in row["values"].values() for name, value in own.items()]
+        figures = {name: round(value, 2) for name, value in row.items() if ": " in name}
+        rows.append({"setting": row["setting"], "settings": ", ".join(values), "images": images, **figures})
+    return rows
 
 
 _PLACES = ("model", "reference", "path", "masks", "label_maps", "metadata", "template")

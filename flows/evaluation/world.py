@@ -22,7 +22,8 @@ from flows.console import stage
 from flows.datasets.builtin import BuiltinDataset
 from flows.datasets.contract import Failure, SourceImage
 from flows.datasets.dataset import load_dataset
-from flows.evaluation.backbones import look_for_backbones
+from flows.evaluation.backbones import for_pictures, look_for_backbones
+from flows.evaluation.captions import NO_CAPTIONS, Captions
 from flows.evaluation.cells import digest, write
 from flows.opening import model_place, open_model
 from flows.paths import builtin_folder
@@ -57,11 +58,17 @@ class World:
     items of the data set, as people know them, that are left out, and why."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, denoiser: Denoiser | None = None, backbones: Path | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        denoiser: Denoiser | None = None,
+        backbones: Path | None = None,
+        captions: Captions = NO_CAPTIONS,
     ) -> None:
-        self.backbones_folder, self.backbones = backbones, look_for_backbones(backbones)
-        self.recipe, self.folder, self.counter = recipe, folder, Passes()
+        self.backbones_folder, found = backbones, look_for_backbones(backbones)  # before the model, which takes longer
+        self.recipe, self.folder, self.counter, self.captions = recipe, folder, Passes(), captions
         self.denoiser: Denoiser = CountingDenoiser(denoiser or open_model(model_place(recipe)), self.counter)
+        self.backbones = for_pictures(found, self.denoiser.info.image_shape)
         self.reader: AttributeReader | None = None
         if isinstance(recipe.dataset, BuiltinDataset) and self.denoiser.info.image_shape == (3, 64, 64):
             self.reader = AttributeReader.load(builtin_folder() / "reader")
@@ -108,6 +115,10 @@ class World:
                 "Ask for fewer with --images or --choosing, or leave out methods that learn from many.",
             )  # fmt: skip
         return found[skip : skip + count]
+
+    def count(self, split: Split, most: int) -> int:
+        """How many images a split has, `most` at most."""
+        return min(most, len(self._read(split, most, None)))
 
     def up_to(self, split: Split, count: int) -> list[SourceImage]:
         """`count` images of a split, or as many as there are.

@@ -134,6 +134,7 @@ class Asyrp(Method):
     )
     settings_class = AsyrpSettings
     limit = 8.0
+    told = (*Method.told, "window")  # asymmetric it is by name
 
     settings: AsyrpSettings
 

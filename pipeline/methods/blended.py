@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.inversion import timestep_grid
 from pipeline.methods.contract import About, Found, Method, Reader, Refused, Settings, Subject
 from pipeline.methods.guidance import Goal
+from pipeline.methods.singular import varied
 from pipeline.metrics import rms_inside
 from pipeline.models.contract import Denoiser
 from pipeline.strengths import VISIBLE_RMS
@@ -71,6 +72,7 @@ class BlendedDiffusion(Method):
         space="eps",
         supervision="attribute reader",
         transfers=False,
+        outside="it pastes the source's own pixels outside the mask",
         deviations=(
             "a reading of the attribute reader (or of a classifier in its place) guides, where the paper minimises"
             " CLIP's distance to a caption; where the same reader also judges edits, it judges its own",
@@ -89,6 +91,7 @@ class BlendedDiffusion(Method):
     settings_class = BlendedSettings
     limit = 1e5
     reference_by_region: ClassVar[bool] = True
+    told = ("inversion_steps", "seed", "goals")
 
     def __init__(self, denoiser: Denoiser, settings: BlendedSettings, reader: Reader | None = None) -> None:
         super().__init__(denoiser, settings, reader)
@@ -98,8 +101,11 @@ class BlendedDiffusion(Method):
     @classmethod
     def grid(cls, settings: Settings) -> Sequence[Settings]:
         """Timesteps to start from; the paper's is 0.75 T, at 75 of 100 steps."""
-        own = cast(BlendedSettings, settings)
-        return [own, *(replace(own, timestep=t) for t in (0.3, 0.4, 0.6)), replace(own, timestep=0.75, steps=75)]
+        return varied(settings, *({"timestep": t} for t in (0.3, 0.4, 0.6)), {"timestep": 0.75, "steps": 75})
+
+    @classmethod
+    def quick(cls, settings: Settings) -> Settings:
+        return replace(settings, steps=10)
 
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
         """The goal of every region that has one, with a guess of the guidance scale that makes a visible change.

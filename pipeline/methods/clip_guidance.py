@@ -6,6 +6,7 @@ transformers is an optional dependency. Pictures are prepared by torch alone, so
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from pipeline.errors import InputError, ModelError
+from pipeline.methods.contract import Reader
 from pipeline.methods.guidance import Goal, Guidance
 from pipeline.models.files import ModelFiles, Origin, open_files, refuse_stand_in
 from pipeline.models.quiet import quiet
@@ -78,6 +80,18 @@ class ClipGuidance(Guidance):
             before = self._seen(pictures)
         moved = torch.nn.functional.cosine_similarity(self._seen(edited) - before, self._said(goal).to(before), dim=1)
         return -((1.0 + moved) / 2.0).clamp(min=1e-6).log().mean()
+
+    def reader(self, goals: Sequence[Goal]) -> Reader:
+        """A classifier with a reading for each goal: cosine of a picture to the step from caption to caption."""
+        for goal in goals:
+            self.check(goal)
+
+        def read(pictures: torch.Tensor) -> torch.Tensor:
+            said = torch.cat([self._said(goal) for goal in goals])
+            seen = self._seen(pictures)
+            return seen @ said.to(seen).T
+
+        return read
 
     def _seen(self, pictures: torch.Tensor) -> torch.Tensor:
         """Unit embeddings (B, width) of pictures (B, 3 or 1, H, W), resized as a whole to what the network takes."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from pipeline import mined
 from pipeline.jacobian import jacobian
+from pipeline.jive_ranks import Rule
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
 from pipeline.methods.directions import HMethod, measured
 from pipeline.methods.singular import charge, first_of_each, first_singular, roomy, varied
@@ -30,9 +32,11 @@ class IndividualSettings(Settings):
     """
 
     rank: int = 16
-    joint_rank: int = 32
-    individual_rank: int = 2
+    joint_rank: int | Literal["auto"] = 32
+    individual_rank: int | Literal["auto"] = 2
+    rank_rule: Rule = "permutation"
     scale: bool = True
+    orthogonal_individuals: bool = False
 
 
 class Individual(HMethod):
@@ -48,6 +52,9 @@ class Individual(HMethod):
 
     settings_class = IndividualSettings
     settings: IndividualSettings
+    told = (
+        *HMethod.told, "rank", "joint_rank", "individual_rank", "rank_rule", "scale", "orthogonal_individuals",
+    )  # fmt: skip
 
     @classmethod
     def grid(cls, settings: Settings) -> Sequence[Settings]:
@@ -72,9 +79,13 @@ class Individual(HMethod):
             return refused
         operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
         settings = mined.MiningSettings(self.timestep, tolerance=own.tolerance, seed=own.seed)
-        blocks = len(masks) + (not bool(torch.stack(list(masks.values())).any(0).all()))
-        joint = min(own.joint_rank, blocks * own.rank - own.individual_rank)
-        ranks = mined.JiveSettings(own.rank, joint, own.individual_rank, scale=own.scale)
+        joint, individual = own.joint_rank, own.individual_rank
+        if joint != "auto" and individual != "auto":
+            blocks = len(masks) + (not bool(torch.stack(list(masks.values())).any(0).all()))
+            joint = min(joint, blocks * own.rank - individual)
+        ranks = mined.JiveSettings(
+            own.rank, joint, individual, own.rank_rule, own.scale, own.orthogonal_individuals
+        )  # fmt: skip
         found = mine_components(operator, masks, settings, ranks)
         first = first_of_each([d for d in found if d.kind == "individual"], masks, "no individual component")
         edits = measured(operator, first.vectors, masks, self.limit, first.evidence)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 
@@ -79,6 +79,7 @@ class About:
     `paper`: authors and year; `supervision`: what tells it the attribute; `theory`: whether its paper says why it
     works; `localised`: whether it is told the region; `transfers`: whether an edit can be applied to another image;
     `through_h`: whether it looks into the bottleneck, though its edits are of another space;
+    `outside`: what it does outside the mask that alone explains how little changes there; empty where nothing does;
     `deviations`: where this implementation differs from the paper, and why.
     """
 
@@ -91,6 +92,7 @@ class About:
     localised: bool = True
     transfers: bool = True
     through_h: bool = False
+    outside: str = ""
     deviations: tuple[str, ...] = ()
 
 
@@ -99,8 +101,9 @@ class Settings:
     """What all methods are told; each adds its own.
 
     `timestep` and `window` are fractions of T: where x_t is taken, and between which h is shifted, (high, low); None is
-    all the way down. `inversion_steps` and `steps` are DDIM steps up to the timestep and down again. `tolerance` is
-    that of singular vectors. `seed` is the only randomness.
+    all the way down. `inversion_steps` and `steps` are DDIM steps up to the timestep and down again, of which `eta`
+    above 0 makes the last `eta_share` stochastic. `tolerance` is that of singular vectors. `seed` is the only
+    randomness.
     """
 
     timestep: float = 0.4
@@ -108,8 +111,16 @@ class Settings:
     steps: int = 10
     window: tuple[float, float] | None = None
     convention: Literal["both", "x0"] = "both"
+    eta: float = 0.0
+    eta_share: float = 0.2
     tolerance: float = 0.05
     seed: int = 0
+
+    def at_timestep(self, timestep: float) -> Self:
+        """The same at another timestep (fraction of T); a window keeps its shares of the timestep."""
+        share = timestep / self.timestep
+        window = None if self.window is None else (self.window[0] * share, self.window[1] * share)
+        return replace(self, timestep=timestep, window=window)
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name, as JSON holds it."""
@@ -120,7 +131,8 @@ class Method(ABC):
     """An editing method bound to one denoiser and its settings.
 
     Class attributes: `name` (as users type it), `about`, `settings_class`, `limit` (largest magnitude of
-    a strength that makes sense), `reference_by_region` (whether the reconstruction depends on the region edited).
+    a strength that makes sense), `reference_by_region` (whether the reconstruction depends on the region edited),
+    `told` (settings that a recipe decides where it has them; all others are the method's own).
     """
 
     name: ClassVar[str]
@@ -128,6 +140,9 @@ class Method(ABC):
     settings_class: ClassVar[type[Settings]] = Settings
     limit: ClassVar[float]
     reference_by_region: ClassVar[bool] = False
+    told: ClassVar[tuple[str, ...]] = (
+        "timestep", "inversion_steps", "steps", "tolerance", "seed", "goals", "clip",
+    )  # fmt: skip
 
     def __init__(self, denoiser: Denoiser, settings: Settings, reader: Reader | None = None) -> None:
         if not isinstance(settings, self.settings_class):

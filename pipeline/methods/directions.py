@@ -32,6 +32,7 @@ class XMethod(VectorMethod):
     """A unit vector of x-space, added to x_t with its strength; then DDIM down. LOCO Edit, eq. 7."""
 
     limit = STRENGTH_LIMIT["x"]
+    told = (*Method.told, "eta", "eta_share")
 
     @abstractmethod
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]: ...
@@ -45,6 +46,7 @@ class HMethod(VectorMethod):
     """A unit vector of h-space, added to the bottleneck at every step of the window. Kouzelis et al. 2024, 4.3."""
 
     limit = STRENGTH_LIMIT["h"]
+    told = (*Method.told, "window", "convention", "eta", "eta_share")
 
     @abstractmethod
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]: ...
@@ -70,7 +72,10 @@ def _stacked(
 def _decoding(method: Method) -> DecodeSettings:
     settings, total = method.settings, method.denoiser.info.train_timesteps
     window = None if settings.window is None else (round(settings.window[0] * total), round(settings.window[1] * total))
-    return DecodeSettings(steps=settings.steps, h_window=window, convention=settings.convention, seed=settings.seed)
+    return DecodeSettings(
+        steps=settings.steps, h_window=window, convention=settings.convention, eta=settings.eta,
+        eta_share=settings.eta_share, seed=settings.seed,
+    )  # fmt: skip
 
 
 def measured(

@@ -74,6 +74,7 @@ class Loco(_Local):
 
     name = "loco"
     about = _ABOUT
+    told = (*XMethod.told, "rank", "null_rank", "variant")
 
     settings_class = LocoSettings
     settings: LocoSettings

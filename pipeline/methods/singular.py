@@ -26,10 +26,11 @@ class Picked:
 
 
 def varied(settings: AnySettings, *changes: Mapping[str, Any]) -> list[AnySettings]:
-    """`settings` and what each of the changes makes of them, each once."""
+    """`settings` and what each of the changes makes of them, each once. At another timestep a window that is not
+    changed as well keeps its shares of the timestep."""
     tried = [settings]
     for change in changes:
-        changed = replace(settings, **change)
+        changed = replace(settings.at_timestep(change.get("timestep", settings.timestep)), **change)
         if changed not in tried:
             tried.append(changed)
     return tried

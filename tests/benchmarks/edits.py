@@ -1,173 +1,150 @@
 """Are edits local, do they do what they should, and do they transfer: measured on held-out faces by the reader.
 
-`python -m tests.benchmarks.edits [--quick] [--json] [--save FILE] [--tune]`. Directions are mined with the demo
-recipe's settings by the product's own functions, and applied at visible strength, better sign. Methods:
+`python -m tests.benchmarks.edits [--quick] [--json] [--save FILE] [--images N] [--others N]`: the comparison of
+`rhumb evaluate`, of the papers' two methods and what each adds to, with the demo recipe's settings and none chosen:
 
 - loco: first local direction (x-space, projected off the null space of the rest);
-- x plain: first singular direction of the region in x-space, not projected;
+- loco-plain: first singular direction of the region in x-space, not projected;
 - individual: first individual component (h-space, JIVE);
-- h plain: first singular direction of the region in h-space.
+- h-masked: first singular direction of the region in h-space.
 
-Every direction of loco and individual is then tried on other images, as it is and shifted to where the other image's
-mask lies ("registered"). `--tune` looks at `mine` images only and tries
-many settings; see `tests.benchmarks.tuning`.
+Edits of loco and individual are then tried on other images whose masks overlap theirs by half, as they are and moved to
+where the other image has the region ("registered"). Less overlap is measured by `rhumb evaluate --figure transfer`;
+`rhumb evaluate --tune` searches settings.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
-from flows.console import stage
-from flows.evaluation.ceiling import perfect_transfer
-from pipeline.metrics import mask_iou
-from pipeline.mining import Direction, MinedImage, mine_image
-from pipeline.registration import registered
-from pipeline.strengths import linear_strength
-from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
+from flows.evaluation.cells import Cell, Cells, Rows
+from flows.evaluation.comparison import Comparison, Size
+from flows.evaluation.filling import fill
+from flows.evaluation.method_run import OVERLAP
+from flows.evaluation.series import names, of
+from flows.evaluation.tables import Line, line, over
+from pipeline.methods.choices import METHODS
 from tests.benchmarks.harness import Options, Target, at_least, at_most, document, finish, options, table
-from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench
-from tests.benchmarks.trials import Case, better_of_both_signs, run_trials
+from tests.benchmarks.subjects import Bench, open_bench
 
-METHODS = {"loco": ("x", "local"), "x plain": ("x", "singular"), "individual": ("h", "individual"),
-           "h plain": ("h", "singular")}  # fmt: skip
-TRANSFERRED = ("loco", "individual")
-IMAGES, OTHERS = 16, 8
-QUICK_IMAGES, QUICK_OTHERS = 4, 3
-
-
-def mine_subjects(bench: Bench, subjects: Sequence[Subject]) -> list[MinedImage]:
-    """Mine every image as the product does; strengths are left to the trials."""
-    mined = []
-    settings = replace(bench.settings, strength=1.0)
-    with bench.clock.stage("mining"), stage("mining", len(subjects)) as advance:
-        for subject in subjects:
-            mined.append(mine_image(bench.denoiser, subject.x_t, subject.masks, settings))
-            advance(1, f"{mined[-1].products.total} products")
-    return mined
+COMPARED = ("loco", "loco-plain", "individual", "h-masked")
+TRANSFERRED = {"loco": "LOCO", "individual": "individual"}
+WAYS = {"": False, " registered": True}  # after a method's name: whether its edits are moved
+SMALL_REGIONS = ("left_eye", "right_eye", "mouth")
+IOU_EDGES = (OVERLAP, 0.6, 0.7, 0.8, 0.9, 1.0)
+FULL = Size(images=16, choosing=0, others=8, chunk=4)
+QUICK = replace(FULL, images=4, others=3)
+_KEPT = ("edits", "refused", "success", "roir", "own_move", "other_move", "ssim", "psnr", "limited", "failures")
 
 
-def first_direction(mined: MinedImage, method: str, region: str) -> Direction | None:
-    """The strongest direction of a method and region that was not refused."""
-    space, kind = METHODS[method]
-    found = [d for d in mined.directions if (d.space, d.kind, d.region) == (space, kind, region)]
-    return min(found, key=lambda d: d.rank, default=None)
+def measure(bench: Bench, size: Size) -> tuple[list[Target], dict[str, Any]]:
+    """Targets and details over the first held-out images. Cost: for each method and image a search and about four
+    decodes a region; for each transferred edit and other image, moved and not, about two."""
+    comparison = Comparison(bench, Cells(bench.folder / "cells", lambda: bench.clock.passes), size)
+    cells = {}
+    for name in COMPARED:
+        others = size.others if name in TRANSFERRED else 0
+        tasks = [replace(task, others=others) for task in comparison.reporting(name, comparison.chosen(name).settings)]
+        with bench.clock.stage(name):
+            fill(comparison, tasks, 1, name)
+        cells[name] = [comparison.cell(task) for task in tasks]
+    rows = {name: [row for cell in own for row in cell.rows] for name, own in cells.items()}
+    methods = {name: by_region(name, own) for name, own in rows.items()}
+    transfer = {
+        f"{name}{way}": transfer_figures(of(rows[name], kind="transfer", moved=moved))
+        for name in TRANSFERRED
+        for way, moved in WAYS.items()
+    }
+    finds = {name: of(own, kind="cost", what="find") for name, own in rows.items()}
+    details = {
+        "recipe": bench.recipe.model_dump(mode="json"),
+        "model": bench.denoiser.info.fingerprint,
+        "images": size.images,
+        "edits_per_method": min(parts["all"].edits for parts in methods.values()),
+        "others_per_direction": size.others,
+        "products": {name: {kind: sum(row[kind] for row in own) for kind in ("jvp", "vjp")}
+                     for name, own in finds.items()},
+        "methods": {name: {part: {figure: getattr(found, figure) for figure in _KEPT} for part, found in parts.items()}
+                    for name, parts in methods.items()},
+        "transfer": transfer,
+        "edits": [{"method": name, **{key: value for key, value in row.items() if key != "pictures"}}
+                  for name, own in rows.items() for row in of(own, kind="home")],
+    }  # fmt: skip
+    return targets_of(methods, transfer), details
 
 
-def edits_at_home(bench: Bench, subjects: Sequence[Subject], mined: Sequence[MinedImage], method: str) -> list[Edited]:
-    """Every region's first direction on its own image, better sign."""
-    found = [
-        (subject, region, first_direction(directions, method, region))
-        for subject, directions in zip(subjects, mined, strict=True)
-        for region in subject.masks
-    ]
-    cases = [
-        Case(subject, region, d.space, d.vector, linear_strength(d, subject.masks[region]))
-        for subject, region, d in found
-        if d is not None
-    ]
-    trials = iter(better_of_both_signs(bench, cases, f"{method}: editing") if cases else [])
-    return [Edited(method, s.name, region, d, None if d is None else next(trials)) for s, region, d in found]
+def by_region(method: str, rows: Rows) -> dict[str, Line]:
+    """A method's line over all its edits, over those of the small regions together, and over each region's."""
+
+    def part(regions: Collection[str]) -> Line:
+        own = Cell({}, [row for row in rows if row.get("region") in regions], 0.0, 0)
+        return line(method, METHODS[method].about, {}, 1, 0.0, [own])
+
+    regions = names(rows, "region")
+    each = {region: part([region]) for region in regions}
+    return {"all": part(regions), "small regions": part(SMALL_REGIONS), **each}
 
 
-def transfers(
-    bench: Bench, subjects: Sequence[Subject], edits: Sequence[Edited], others: int, *, register: bool = False
-) -> list[Transferred]:
-    """Every direction on `others` more images that show the region, drawn once per image with a fixed seed.
+def transfer_figures(rows: Rows) -> dict[str, Any]:
+    """Transfer success over images, what bounds it, and how it goes with the overlap of masks.
 
-    `register` shifts it to the centre of the other image's mask first.
+    It counts every edit, also those that failed at home; `of_home_successes` only the others, `where_perfect` only
+    pairs on which a perfect editor succeeds.
     """
-    by_name = {subject.name: subject for subject in subjects}
-    pairs: list[tuple[Edited, Subject]] = []
-    cases = []
-    for edit in edits:
-        if edit.direction is None or edit.trial is None:
-            continue
-        pool = [s for s in subjects if s.name != edit.image and edit.region in s.masks]
-        chosen = random.Random(f"{edit.image} {edit.region}").sample(pool, min(others, len(pool)))
-        for target in chosen:
-            pairs.append((edit, target))
-            d, guess = edit.direction, edit.trial.strength or 1.0
-            masks = by_name[edit.image].masks[edit.region], target.masks[edit.region]
-            vector = registered(d.vector, *masks) if register else d.vector
-            cases.append(Case(target, edit.region, d.space, vector, guess, like=edit.trial.verdict))
-    if not cases:
-        return []
-    trials = run_trials(bench, cases, f"{edits[0].method}: transferring")
-    result = []
-    bounds: dict[tuple[str, str, str, bool], bool] = {}  # by what decides a perfect edit: pairs share many
-    for (edit, target), trial in zip(pairs, trials, strict=True):
-        iou = float(mask_iou(by_name[edit.image].masks[edit.region], target.masks[edit.region]))
-        assert edit.trial is not None  # pairs are made of edits with a trial only
-        like = edit.trial.verdict
-        key = (target.name, edit.region, like.factor, like.move > 0)
-        if key not in bounds:
-            mask = target.masks[edit.region]
-            bounds[key] = perfect_transfer(bench.read, target.factors, mask, edit.region, like)
-        result.append(Transferred(edit, target.name, iou, trial, bounds[key]))
-    return result
+    curve = []
+    for low, high in pairwise(IOU_EDGES):
+        inside = [row for row in rows if low <= row["iou"] < high or row["iou"] == high == 1.0]
+        found = {"success": over(inside, "success", "mean"), "roir": over(inside, "roir")}
+        curve.append({"iou_from": low, "iou_to": high, **found})
+    return {
+        "pairs": len(rows),
+        "success": over(rows, "success", "mean"),
+        "perfect_editor": over(rows, "perfect", "mean"),
+        "where_perfect": over(of(rows, perfect=True), "success", "mean"),
+        "of_home_successes": over(of(rows, home_success=True), "success", "mean"),
+        "roir": over(rows, "roir"),
+        "by_region": {region: over(of(rows, region=region), "success", "mean") for region in names(rows, "region")},
+        "by_factor": {
+            factor: {figure: over(of(rows, factor=factor), figure, "mean") for figure in ("success", "perfect")}
+            for factor in sorted(names(rows, "factor"))
+        },
+        "curve": curve,
+        "limited": sum(row["limited"] for row in rows),
+        "failures": {why: len(of(rows, failure=why)) for why in names(rows, "failure") if why},
+    }
 
 
-def targets_of(methods: dict[str, Any], transfer: dict[str, Any]) -> list[Target]:
+def targets_of(methods: Mapping[str, Mapping[str, Line]], transfer: Mapping[str, Mapping[str, Any]]) -> list[Target]:
     """The bars of the edits benchmark."""
 
     def roir(method: str, part: str) -> float:
-        return float(methods[method].get(part, methods[method]["all"])["roir_median"].estimate)
+        return methods[method][part].roir.estimate
 
     small = "small regions"
     found = [
-        at_least("LOCO: local edit success", methods["loco"]["all"]["success"].estimate, 0.8),
+        at_least("LOCO: local edit success", methods["loco"]["all"].success.estimate, 0.8),
         at_most("LOCO: median ROIR over eyes and mouth", roir("loco", small), 0.5),
         at_most(
             "LOCO: that ROIR over the one without null-space projection",
-            roir("loco", small) / roir("x plain", small),
+            roir("loco", small) / roir("loco-plain", small),
             1.0,
         ),
         at_most(
             "individual: median ROIR over that of the plain h-space SVD",
-            roir("individual", "all") / roir("h plain", "all"),
+            roir("individual", "all") / roir("h-masked", "all"),
             0.8,
         ),
     ]
-    for method, label in zip(transfer, ("LOCO", "LOCO registered", "individual", "individual registered"), strict=True):
-        share = transfer[method]["success_overlapping"].estimate
-        found.append(at_least(f"{label}: transfer success, mask IoU >= 0.5", share, 0.8))
+    for name, title in TRANSFERRED.items():
+        for way in WAYS:
+            share = transfer[f"{name}{way}"]["success"].estimate
+            found.append(at_least(f"{title}{way}: transfer success, mask IoU >= {OVERLAP:g}", share, 0.8))
     return found
-
-
-def measure(bench: Bench, images: int, others: int, split: str = "holdout") -> tuple[list[Target], dict[str, Any]]:
-    """Targets and details over the first `images` images of faces64's split."""
-    sources = load_images("faces64", split, images, bench.recipe.region_names, bench.denoiser.info.image_shape)
-    subjects = make_subjects(bench, sources)
-    mined = mine_subjects(bench, subjects)
-    edits = {method: edits_at_home(bench, subjects, mined, method) for method in METHODS}
-    pairs = {
-        f"{method} registered" if register else method: transfers(
-            bench, subjects, edits[method], others, register=register
-        )
-        for method in TRANSFERRED
-        for register in (False, True)
-    }
-    methods = {method: by_region(each) for method, each in edits.items()}
-    transfer = {method: transfer_figures(each) for method, each in pairs.items()}
-    details = {
-        "recipe": bench.recipe.model_dump(mode="json"),
-        "model": bench.denoiser.info.fingerprint,
-        "split": split,
-        "images": len(subjects),
-        "edits_per_method": min(figures["all"]["edits"] for figures in methods.values()),
-        "others_per_direction": others,
-        "products": {kind: sum(getattr(m.products, kind) for m in mined) for kind in ("jvp", "vjp")},
-        "refused": {s.name: dict(m.refused) for s, m in zip(subjects, mined, strict=True) if m.refused},
-        "methods": methods,
-        "transfer": transfer,
-        "edits": [edit.row() for each in edits.values() for edit in each],
-    }
-    return targets_of(methods, transfer), details
 
 
 def tables(details: dict[str, Any]) -> None:
@@ -175,27 +152,23 @@ def tables(details: dict[str, Any]) -> None:
     rows = []
     for method, parts in details["methods"].items():
         for part, f in parts.items():
-            failures = ", ".join(f"{name} {count}" for name, count in list(f["failures"].items())[:3])
-            rows.append((method, part, f["edits"], f["success"].estimate, _interval(f["roir_median"]),
-                         f["roir_mean"].estimate, f["psnr_outside_median"].estimate,
-                         f["ssim_outside_median"].estimate, f["limit_hits"], failures))  # fmt: skip
-    header = ("method", "region", "edits", "success", "median ROIR", "mean", "PSNR", "SSIM", "at limit", "failures")
+            most = sorted(f["failures"].items(), key=lambda pair: -pair[1])[:3]
+            failures = ", ".join(f"{why} {count}" for why, count in most)
+            rows.append((method, part, f["edits"], f["success"].estimate, _interval(f["roir"]), f["psnr"].estimate,
+                         f["ssim"].estimate, f["limited"], failures))  # fmt: skip
+    header = ("method", "region", "edits", "success", "median ROIR", "PSNR", "SSIM", "at limit", "failures")
     table("edits at home", header, rows)
-    curve = []
-    for method, f in details["transfer"].items():
-        curve += [
-            (method, f"{b['iou_from']:.1f} to {b['iou_to']:.1f}", b["success"].count, b["success"].estimate)
-            for b in f["curve"]
-            if b["success"].count
-        ]
-    table("transfer against mask overlap", ("method", "IoU", "pairs", "success"), curve)
-    bound = [
-        (method, f["perfect_editor_overlapping"].estimate, f["success_overlapping"].estimate,
-         f["success_overlapping_where_perfect"].estimate)
+    curve = [
+        (method, f"{b['iou_from']:.1f} to {b['iou_to']:.1f}", b["success"].count, b["success"].estimate)
         for method, f in details["transfer"].items()
-    ]  # fmt: skip
-    header = ("method", "a perfect editor, same factors and signs", "this method", "this method where that succeeds")
-    table("what bounds transfer, mask IoU >= 0.5", header, bound)
+        for b in f["curve"]
+        if b["success"].count
+    ]
+    table("transfer against mask overlap", ("method", "IoU", "pairs", "success"), curve)
+    shares = ("perfect_editor", "success", "where_perfect")
+    bound = [(method, *(f[share].estimate for share in shares)) for method, f in details["transfer"].items()]
+    bounds = ("method", "a perfect editor, same factors and signs", "this method", "this method where that succeeds")
+    table("what bounds transfer", bounds, bound)
 
 
 def _interval(value: Any) -> str:
@@ -203,24 +176,18 @@ def _interval(value: Any) -> str:
 
 
 def _more(parser: argparse.ArgumentParser) -> None:
-    from tests.benchmarks import tuning
-
-    parser.add_argument("--images", type=int, help=f"how many images (default {IMAGES}, quick {QUICK_IMAGES})")
-    parser.add_argument("--others", type=int, help=f"images to transfer to (default {OTHERS}, quick {QUICK_OTHERS})")
-    tuning.add_options(parser)
+    images, others = (f"(default {getattr(FULL, n)}, quick {getattr(QUICK, n)})" for n in ("images", "others"))
+    parser.add_argument("--images", type=int, help=f"how many images {images}")
+    parser.add_argument("--others", type=int, help=f"images to transfer to {others}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark, or with `--tune` the search for settings."""
-    from tests.benchmarks import tuning
-
+    """Run the benchmark."""
     given: Options = options("edits", "Local edit success, locality and transfer on held-out faces.", argv, _more)
-    if given.extra.tune:
-        return tuning.run(given)
-    bench = open_bench()
-    images = given.extra.images or (QUICK_IMAGES if given.quick else IMAGES)
-    others = given.extra.others or (QUICK_OTHERS if given.quick else OTHERS)
-    targets, details = measure(bench, images, others)
+    size = QUICK if given.quick else FULL
+    size = replace(size, images=given.extra.images or size.images, others=given.extra.others or size.others)
+    with open_bench() as bench:
+        targets, details = measure(bench, size)
     if not given.quick:
         targets.insert(0, at_least("edits per method", float(details["edits_per_method"]), 64))
     content = document("edits", given.quick, targets, details, bench.clock)

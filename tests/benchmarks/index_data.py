@@ -24,7 +24,7 @@ from catalog.writer import CatalogWriter
 from pipeline.jacobian import jacobian
 from pipeline.svd import masked_svds
 from tests.benchmarks.harness import Clock
-from tests.benchmarks.subjects import inverted, load_images, open_bench, pixels
+from tests.benchmarks.subjects import open_bench
 from tests.catalog.samples import direction_record, image_record, provenance, region_record
 
 BLOCK = 2048
@@ -148,21 +148,18 @@ def of_catalog(folder: Path) -> Real:
 def mined(count: int, clock: Clock) -> Real:
     """Leading singular directions of the regions of `count` built-in images, at the demo's timestep, to a residual of
     0.1: without the null space, the hours of which change neither spectrum nor clusters much."""
-    bench = open_bench()
-    regions = bench.recipe.region_names
-    sources = load_images("faces64", "mine", count, regions, bench.denoiser.info.x_shape)
     vectors, images, names = [], [], []
-    latents = inverted(bench, pixels(sources, bench), bench.settings.timestep, 15)
-    for source, x_t in zip(sources, latents, strict=True):
-        found = masked_svds(
-            jacobian(bench.denoiser, x_t, bench.settings.timestep, "x0/x"), source.masks,
-            dict.fromkeys(source.masks, 5), generator=torch.Generator().manual_seed(0), tolerance=0.1,
-        )  # fmt: skip
-        for region, svd in found.items():
-            vectors.append(svd.v.flatten(1).numpy())
-            images += [source.image_id] * len(svd.v)
-            names += [region] * len(svd.v)
-    clock.passes += bench.clock.passes
+    with open_bench() as bench:
+        for subject in bench.inverted(bench.images("mine", count), steps=15):
+            found = masked_svds(
+                jacobian(bench.denoiser, subject.x_t, bench.settings.timestep, "x0/x"), subject.masks,
+                dict.fromkeys(subject.masks, 5), generator=torch.Generator().manual_seed(0), tolerance=0.1,
+            )  # fmt: skip
+            for region, svd in found.items():
+                vectors.append(svd.v.flatten(1).numpy())
+                images += [subject.name] * len(svd.v)
+                names += [region] * len(svd.v)
+        clock.passes += bench.clock.passes
     return Real(unit(np.concatenate(vectors)), np.array(images), np.array(names))
 
 

@@ -19,29 +19,23 @@ import torch
 
 from flows.console import stage
 from flows.datasets.contract import SourceImage
+from flows.evaluation.comparison import base_settings
+from flows.evaluation.points import timestep_of
+from flows.evaluation.trials import BATCH, Case, run_trials
 from flows.paths import builtin_folder
-from pipeline.editing import DecodeSettings
+from pipeline.editing import DecodeSettings, decode
 from pipeline.faces.factors import FACTORS, OWNER
+from pipeline.images import as_tensor
 from pipeline.intervals import figure
-from pipeline.inversion import invert, round_trip_psnr
+from pipeline.inversion import round_trip_psnr
 from pipeline.jacobian import jacobian
+from pipeline.methods.contract import Found, Subject
+from pipeline.methods.loco import Loco, LocoSettings
 from pipeline.metrics import local_linearity
-from pipeline.mining import mine_local
 from pipeline.rank import SAMPLES, rank_figures
-from pipeline.strengths import linear_strength, measure
-from tests.benchmarks.harness import (
-    Target,
-    at_least,
-    at_most,
-    between,
-    document,
-    finish,
-    options,
-    table,
-)
+from tests.benchmarks.harness import Target, at_least, at_most, between, document, finish, options, table
 from tests.benchmarks.rank import asymmetry, dense_figures, dense_matrix
-from tests.benchmarks.subjects import Bench, decoded, inverted, load_images, make_subjects, open_bench, pixels
-from tests.benchmarks.trials import Case, run_trials
+from tests.benchmarks.subjects import Bench, open_bench
 
 ROUND_TRIP_T, ROUND_TRIP_STEPS = 0.6, 100
 LOW_RANK = 0.05
@@ -69,8 +63,22 @@ FULL = Size(64, 32, 5, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8), 16, 256, 64, 64)
 QUICK = Size(8, 4, 1, (0.6, 0.7, 0.8), 2, 256, 8, 16)
 
 
-def _images(bench: Bench, count: int, name: str = "faces64") -> list[SourceImage]:
-    return load_images(name, "holdout", count, bench.recipe.region_names, bench.denoiser.info.image_shape)
+def _pictures(bench: Bench, images: Sequence[SourceImage]) -> torch.Tensor:
+    """(B, C, H, W) in [-1, 1] on the model's device."""
+    stacked = torch.stack([as_tensor(image.image.copy()) for image in images])
+    return stacked.to(bench.denoiser.device, bench.denoiser.dtype)
+
+
+def _readings(bench: Bench, pictures: torch.Tensor) -> torch.Tensor:
+    """(B, factors) of pictures (B, C, H, W)."""
+    return torch.tensor([[row[name] for name in FACTORS] for row in bench.read(pictures)])
+
+
+def _decoded(bench: Bench, subjects: Sequence[Subject], t: int, steps: int) -> torch.Tensor:
+    """Pictures (B, C, H, W) of images inverted to t, unedited. Cost: `steps` passes an image."""
+    settings, x_t = DecodeSettings(steps=steps), torch.stack([subject.x_t for subject in subjects])
+    with bench.clock.stage("reconstruction"):
+        return torch.cat([decode(bench.denoiser, part, t, settings) for part in torch.split(x_t, BATCH)])
 
 
 # --- round trip ---------------------------------------------------------------------------------------------------
@@ -78,16 +86,15 @@ def _images(bench: Bench, count: int, name: str = "faces64") -> list[SourceImage
 
 def round_trip(bench: Bench, images: Sequence[SourceImage], share: float, steps: int) -> list[float]:
     """PSNR (dB) of each image after `steps` calls up to t = share * T and as many down again."""
-    x0, t = pixels(images, bench), bench.fraction(share)
-    back = decoded(bench, inverted(bench, x0, t, steps), t, DecodeSettings(steps=steps))
-    return [float(value) for value in round_trip_psnr(x0, back)]
+    back = _decoded(bench, bench.inverted(images, share, steps), timestep_of(bench, share), steps)
+    return [float(value) for value in round_trip_psnr(_pictures(bench, images), back)]
 
 
 def round_trips(bench: Bench, size: Size, steps: int = ROUND_TRIP_STEPS) -> tuple[list[Target], dict[str, Any]]:
     """The bar on faces64, and paintings64 for information."""
     details: dict[str, Any] = {"t": ROUND_TRIP_T, "steps_each_way": steps}
     for name, count in (("faces64", size.round_trip), ("paintings64", size.paintings)):
-        images = _images(bench, count, name)
+        images = bench.images("holdout", count, name=name)
         psnr = round_trip(bench, images, ROUND_TRIP_T, steps)
         details[name] = {
             "images": len(psnr), "median": figure(psnr, [i.image_id for i in images]), "worst": min(psnr),
@@ -102,18 +109,15 @@ def round_trips(bench: Bench, size: Size, steps: int = ROUND_TRIP_STEPS) -> tupl
 
 def ranks(bench: Bench, size: Size) -> tuple[list[Target], dict[str, Any]]:
     """Rank ratio of d f/d x_t against t and at the recipe's t; asymmetry; the check against the dense Jacobian."""
-    images = _images(bench, size.rank)
-    x0, network = pixels(images, bench), bench.denoiser.differentiable()
-    dimension = x0[0].numel()
+    images, network = bench.images("holdout", size.rank), bench.denoiser.differentiable()
     recipe_t = bench.settings.timestep / bench.denoiser.info.train_timesteps
     rows: dict[str, Any] = {}
     for share in sorted({*size.rank_ts, recipe_t}):
-        t = bench.fraction(share)
-        x_t = inverted(bench, x0, t, bench.recipe.method.inversion_steps)
+        t, subjects = timestep_of(bench, share), bench.inverted(images, share)
         figures, crooked = [], []
-        with bench.clock.stage("rank"), stage(f"rank at {share:g} T", len(x_t)) as advance:
-            for i, latent in enumerate(x_t):
-                op = jacobian(network, latent, t, "x0/x", block=32)
+        with bench.clock.stage("rank"), stage(f"rank at {share:g} T", len(subjects)) as advance:
+            for i, subject in enumerate(subjects):
+                op = jacobian(network, subject.x_t, t, "x0/x", block=32)
                 figures.append(rank_figures(op, size.rank_vectors, seed=i, samples=size.rank_samples))
                 crooked.append(asymmetry(op, seed=i, samples=size.rank_samples))
                 f = figures[-1]
@@ -126,22 +130,24 @@ def ranks(bench: Bench, size: Size) -> tuple[list[Target], dict[str, Any]]:
             "median_asymmetry": median(crooked),
             "images": [asdict(f) for f in figures],
         }
+    middle = size.rank_ts[len(size.rank_ts) // 2]
+    (subject,) = bench.inverted(images[:1], middle)
     with bench.clock.stage("dense check"):
-        check_targets, check = dense_check(bench, x0[0], size.dense_side, size.rank_ts[len(size.rank_ts) // 2])
+        check_targets, check = dense_check(bench, subject.x_t, size.dense_side, middle)
     low = min(rows[f"{share:g}"]["median_ratio"] for share in size.rank_ts if 0.3 <= share <= 0.8)
     name = "rank ratio of d f/d x_t on the median image, least over 0.3 T to 0.8 T"
     here = rows[f"{recipe_t:g}"]
+    dimension = math.prod(bench.denoiser.info.x_shape)
     details = {"dimension": dimension, "energy": 0.99**2, "by_t": rows, "at_recipe_t": here, "dense_check": check}
     return [at_most(name, low, LOW_RANK), *check_targets], details
 
 
-def dense_check(bench: Bench, x0: torch.Tensor, side: int, share: float) -> tuple[list[Target], dict[str, Any]]:
+def dense_check(bench: Bench, x_t: torch.Tensor, side: int, share: float) -> tuple[list[Target], dict[str, Any]]:
     """Matrix-free figures against the dense Jacobian, on the middle of x_t: the network is fully convolutional.
 
     The matrix-free ratio can only err upwards, by what one power pass leaves behind.
     """
-    t, (height, width) = bench.fraction(share), x0.shape[-2:]
-    x_t = invert(bench.denoiser, x0[None], t, bench.recipe.method.inversion_steps)[0]
+    t, (height, width) = timestep_of(bench, share), x_t.shape[-2:]
     top, left = (height - side) // 2, (width - side) // 2
     latent = x_t[:, top : top + side, left : left + side]
     op = jacobian(bench.denoiser.differentiable(), latent, t, "x0/x", block=64)
@@ -165,25 +171,27 @@ def dense_check(bench: Bench, x0: torch.Tensor, side: int, share: float) -> tupl
 
 def linearity(bench: Bench, size: Size) -> tuple[list[Target], dict[str, Any]]:
     """Change of f against lambda J v for the first local direction of each region, at its visible strength."""
-    images = _images(bench, size.linearity)
-    subjects, t = make_subjects(bench, images), bench.settings.timestep
-    loco = replace(bench.settings.loco, rank=1) if bench.settings.loco else None
-    assert loco is not None  # the recipe always has it
-    cases, effects = [], []
+    subjects, t = bench.inverted(bench.images("holdout", size.linearity)), bench.settings.timestep
+    settings = base_settings(Loco, bench)
+    assert isinstance(settings, LocoSettings)
+    method = Loco(bench.denoiser, replace(settings, rank=1))
+    cases, vectors, effects = list[Case](), list[torch.Tensor](), list[torch.Tensor]()
     with bench.clock.stage("mining"), stage("mining", len(subjects)) as advance:
         for subject in subjects:
-            op = jacobian(bench.denoiser.differentiable(), subject.x_t, t, "x0/x")
-            found = measure(op, mine_local(op, subject.masks, bench.settings, loco, {}), subject.masks)
-            for d in (d for d in found if d.kind == "local"):
-                guess = linear_strength(d, subject.masks[d.region])
-                cases += [Case(subject, d.region, "x", d.vector, sign * guess) for sign in (1.0, -1.0)]
-                effects += [d.effect, d.effect]
+            found = [edit for edit in method.find(subject).values() if isinstance(edit, Found)]
+            own = [edit.vector for edit in found if edit.vector is not None]
+            if own:
+                changes = jacobian(bench.denoiser, subject.x_t, t, "x0/x").matvec(torch.stack(own))
+                cases += [Case(edit, subject).turned(sign) for edit in found for sign in (1.0, -1.0)]
+                vectors += [vector for vector in own for _ in range(2)]
+                effects += [change for change in changes for _ in range(2)]
             advance(1, "")
-    trials = run_trials(bench, cases, "visible strength")
+    with bench.clock.stage("edits"):
+        trials = run_trials(bench, method, cases)
     result = local_linearity(
         lambda x: bench.denoiser.posterior_mean(x, t),
         torch.stack([case.subject.x_t for case in cases]),
-        torch.stack([case.vector for case in cases]),
+        torch.stack(vectors),
         torch.tensor([trial.strength for trial in trials]),
         torch.stack(effects),
     )
@@ -191,10 +199,10 @@ def linearity(bench: Bench, size: Size) -> tuple[list[Target], dict[str, Any]]:
     medians = {name: figure(getattr(result, name).tolist(), names) for name in asdict(result)}
     regions = {
         region: {
-            name: median(v for v, case in zip(values.tolist(), cases, strict=True) if case.region == region)
+            name: median(v for v, case in zip(values.tolist(), cases, strict=True) if case.edit.region == region)
             for name, values in asdict(result).items()
         }
-        for region in dict.fromkeys(case.region for case in cases)
+        for region in dict.fromkeys(case.edit.region for case in cases)
     }
     targets = [
         at_least("local linearity: median cosine of f(x + lambda v) - f(x) and lambda J v", medians["cosine"].estimate,
@@ -211,16 +219,14 @@ def linearity(bench: Bench, size: Size) -> tuple[list[Target], dict[str, Any]]:
 
 def reader(bench: Bench, size: Size) -> tuple[list[Target], dict[str, Any]]:
     """R^2 of every factor on held-out images, and how far strength-0 round trips move the readings."""
-    images = _images(bench, size.reader)
+    images = bench.images("holdout", size.reader)
     truth = torch.tensor([[image.factors[name] for name in FACTORS] for image in images])
-    read = bench.reader.read(pixels(images, bench))
-    residual = (read - truth).square().mean(0)
+    residual = (_readings(bench, _pictures(bench, images)) - truth).square().mean(0)
     r2 = dict(zip(FACTORS, (1.0 - residual / truth.var(0, unbiased=False)).tolist(), strict=True))
-    x0, steps = pixels(images[: size.movement], bench), bench.recipe.method.inversion_steps
-    x_t = inverted(bench, x0, bench.settings.timestep, steps)
+    subjects = bench.inverted(images[: size.movement])
     moved = {
-        "inversion_steps": _movement(bench, x0, x_t, steps),
-        "edit_steps": _movement(bench, x0, x_t, bench.settings.decode.steps),
+        "inversion_steps": _movement(bench, subjects, bench.recipe.method.inversion_steps),
+        "edit_steps": _movement(bench, subjects, bench.settings.decode.steps),
     }
     worst = min(r2, key=lambda name: r2[name])
     targets = [
@@ -231,10 +237,10 @@ def reader(bench: Bench, size: Size) -> tuple[list[Target], dict[str, Any]]:
     return targets, {"images": len(images), "r2": r2, "owners": OWNER, "movement": moved}
 
 
-def _movement(bench: Bench, x0: torch.Tensor, x_t: torch.Tensor, down: int) -> dict[str, Any]:
+def _movement(bench: Bench, subjects: Sequence[Subject], down: int) -> dict[str, Any]:
     """Movement over images and factors from the source to its reconstruction by `down` steps."""
-    back = decoded(bench, x_t, bench.settings.timestep, DecodeSettings(steps=down))
-    moved = (bench.reader.read(back.clamp(-1.0, 1.0)) - bench.reader.read(x0)).abs()
+    x0, back = torch.stack([s.picture for s in subjects]), _decoded(bench, subjects, bench.settings.timestep, down)
+    moved = (_readings(bench, back) - _readings(bench, x0)).abs()
     per_factor = dict(zip(FACTORS, moved.quantile(0.95, dim=0).tolist(), strict=True))
     return {"steps_down": down, "images": len(x0), "p95": float(moved.flatten().quantile(0.95)),
             "p95_by_factor": per_factor, "psnr_median": float(round_trip_psnr(x0, back).median())}  # fmt: skip
@@ -245,12 +251,12 @@ def _movement(bench: Bench, x0: torch.Tensor, x_t: torch.Tensor, down: int) -> d
 
 def about(bench: Bench, size: Size) -> dict[str, Any]:
     """Parameters, size on disk, and the held-out error of the posterior mean (mean square) against t."""
-    x0 = pixels(_images(bench, size.loss), bench)
+    x0 = _pictures(bench, bench.images("holdout", size.loss))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
     loss = {}
     with bench.clock.stage("held-out loss"), torch.no_grad():
         for share in size.loss_ts:
-            t = bench.fraction(share)
+            t = timestep_of(bench, share)
             alpha, sigma = bench.denoiser.alpha_sigma(t)
             squares = []
             for clean, drawn in zip(torch.split(x0, 32), torch.split(noise, 32), strict=True):
@@ -290,8 +296,8 @@ def tables(details: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     given = options("model", "The built-in model and reader against their bars, on held-out images.", argv)
-    bench = open_bench()
-    targets, details = run(bench, QUICK if given.quick else FULL)
+    with open_bench() as bench:
+        targets, details = run(bench, QUICK if given.quick else FULL)
     return finish(document("model", given.quick, targets, details, bench.clock), given, lambda: tables(details))
 
 

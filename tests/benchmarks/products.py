@@ -34,7 +34,7 @@ from pipeline.operators import LinearOperator, Masked
 from pipeline.routes import measured_routes
 from pipeline.svd import TruncatedSVD, truncated_svd
 from tests.benchmarks.harness import Target, at_most, between, document, finish, options, table
-from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench
+from tests.benchmarks.subjects import Bench, open_bench
 
 PARTS = ("routes", "precision", "images", "large")
 KINDS: tuple[JacobianKind, ...] = ("x0/x", "x0/h")
@@ -82,19 +82,12 @@ def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
     return float((found - truth).norm() / truth.norm())
 
 
-def subjects_of(bench: Bench, count: int) -> list[Subject]:
-    """Held-out images at the recipe's timestep."""
-    return make_subjects(
-        bench, load_images("faces64", "holdout", count, bench.recipe.region_names, bench.denoiser.info.image_shape)
-    )
-
-
 # --- routes -------------------------------------------------------------------------------------------------------
 
 
 def routes(bench: Bench, sizes: Sequence[int]) -> Part:
     """A table of routes by block sizes for x-space and h-space; memory of both exact passes against its estimate."""
-    (subject,) = subjects_of(bench, 1)
+    (subject,) = bench.inverted(bench.images("holdout", 1))
     t = bench.settings.timestep
     unit = forward_seconds(bench, subject.x_t, t)
     rows, memory, errors = [], [], {}
@@ -133,7 +126,7 @@ def peaks(bench: Bench, x_t: torch.Tensor, t: int, kind: JacobianKind, size: int
 
 def precision(bench: Bench, rank: int) -> Part:
     """Products in bfloat16 against float32: their error, and what an SVD that uses them ends with."""
-    (subject,) = subjects_of(bench, 1)
+    (subject,) = bench.inverted(bench.images("holdout", 1))
     t, rows = bench.settings.timestep, []
     mask = subject.masks["mouth"]
     with bench.clock.stage("precision"), stage("precision", 2 * len(KINDS)) as advance:
@@ -169,7 +162,7 @@ def true_residual(operator: LinearOperator, svd: TruncatedSVD) -> float:
 
 def images(bench: Bench, count: int, block: int = 16) -> Part:
     """JVPs of `block` vectors that belong to `count` images, in one pass and image by image, in passes a product."""
-    subjects, t = subjects_of(bench, count), bench.settings.timestep
+    subjects, t = bench.inverted(bench.images("holdout", count)), bench.settings.timestep
     unit = forward_seconds(bench, subjects[0].x_t, t)
     twin, points = bench.denoiser.differentiable(), torch.stack([s.x_t for s in subjects])
     each = block // count
@@ -316,8 +309,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(json.dumps(large_here(vectors, products)) + "\n")
         return 0
     parts = given.extra.only or (PARTS[:3] if given.quick else PARTS)
-    bench = open_bench()
-    targets, details = run(bench, parts, given.quick)
+    with open_bench() as bench:
+        targets, details = run(bench, parts, given.quick)
     return finish(document("products", given.quick, targets, details, bench.clock), given, lambda: tables(details))
 
 

@@ -21,12 +21,13 @@ import torch
 from skimage.segmentation import slic
 
 from flows.console import stage
+from flows.evaluation.world import Split
 from pipeline.faces.factors import REGIONS
 from pipeline.intervals import Figure, figure
 from pipeline.regions.merging import merged_segments
 from pipeline.regions.segments import SegmentSettings, jacobian_segments
 from tests.benchmarks.harness import Target, at_least, at_most, document, finish, options, table
-from tests.benchmarks.subjects import Bench, inverted, load_images, open_bench, pixels
+from tests.benchmarks.subjects import Bench, open_bench
 
 SMALL = ("left_eye", "right_eye", "brows", "nose", "mouth")
 OURS, BASELINES = "Jacobian segments", ("grid", "k-means on colours", "merged colours")
@@ -107,11 +108,10 @@ class Faces:
         return summary(found, self.names)
 
 
-def load_faces(bench: Bench, split: str, count: int) -> Faces:
+def load_faces(bench: Bench, split: Split, count: int) -> Faces:
     """The first `count` faces of a split, inverted to the bench's timestep."""
-    images = load_images("faces64", split, count, REGIONS, bench.denoiser.info.image_shape)
-    x0 = pixels(images, bench)
-    x_t = inverted(bench, x0, bench.settings.timestep, bench.recipe.method.inversion_steps)
+    images = bench.images(split, count)
+    x0, x_t = (torch.stack(parts) for parts in zip(*((s.picture, s.x_t) for s in bench.inverted(images)), strict=True))
     return Faces(x0, x_t, [dict(image.masks) for image in images], [image.image_id for image in images])
 
 
@@ -188,12 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--tune", action="store_true", help="try other settings on `mine` images instead")
 
     given = options("regions", "Segments from the Jacobian against the true parts of faces.", argv, more)
-    bench = open_bench()
-    if given.extra.tune:
-        targets: list[Target] = []
-        details: dict[str, Any] = {"tuned": tune(bench, 4 if given.quick else 24)}
-    else:
-        targets, details = measure(bench, 4 if given.quick else 64)
+    targets: list[Target] = []
+    with open_bench(regions=REGIONS) as bench:
+        if given.extra.tune:
+            details: dict[str, Any] = {"tuned": tune(bench, 4 if given.quick else 24)}
+        else:
+            targets, details = measure(bench, 4 if given.quick else 64)
     return finish(document("regions", given.quick, targets, details, bench.clock), given, lambda: tables(details))
 
 

@@ -33,7 +33,9 @@ from typing import Any, Literal
 import torch
 
 from flows.console import stage
+from flows.evaluation.world import Split
 from pipeline.jacobian import JacobianOperator, jacobian
+from pipeline.methods.contract import Subject
 from pipeline.operators import Masked
 from pipeline.svd import TruncatedSVD, masked_svds
 from pipeline.warm import nearest, start_block
@@ -41,7 +43,7 @@ from tests.benchmarks import spectra
 from tests.benchmarks.harness import Target, at_least, at_most, document, finish, options, table
 from tests.benchmarks.public import ROUNDS, PublicRun, deflation, spent, subspace_iteration
 from tests.benchmarks.spectra import SAME, Case, answers, as_accurate, compare, over, sine
-from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench
+from tests.benchmarks.subjects import Bench, open_bench
 
 RESIDUAL = 1e-2
 REGIONS = ("left_eye", "right_eye", "mouth", "hair", "nose", "brows", "skin", "background")
@@ -212,7 +214,7 @@ class Race:
 
     def warm(self, count: int, rank: int) -> None:
         """From the nearest other image's subspaces, which were found cold and count for nothing here."""
-        index = nearest(self.subject.x0, torch.stack([other.x0 for other in self.pool]))
+        index = nearest(self.subject.picture, torch.stack([other.picture for other in self.pool]))
         other = self.pool[index]
         mine, theirs = (with_complements(subject.masks, count) for subject in (self.subject, other))
         found = masked_svds(
@@ -274,10 +276,8 @@ QUICK = Size(regions=REGIONS[:4], spaces=("x",), sizes=((4, 5),), images=1, neig
 
 def measure(bench: Bench, size: Size, dense: Sequence[str] = DENSE) -> tuple[list[Target], dict[str, Any]]:
     """The whole table on the first held-out image, the main size on all of them."""
-    subjects, pool = (
-        _subjects(bench, split, count, size.regions)
-        for split, count in (("holdout", size.images), ("mine", size.neighbours))
-    )
+    subjects = _subjects(bench, "holdout", size.images, size.regions)
+    pool = _subjects(bench, "mine", size.neighbours, size.regions)
     rows: list[Row] = []
     angles: dict[str, Any] = {}
     for space in size.spaces:
@@ -307,12 +307,11 @@ def measure(bench: Bench, size: Size, dense: Sequence[str] = DENSE) -> tuple[lis
     return targets, details
 
 
-def _subjects(bench: Bench, split: str, count: int, names: Sequence[str]) -> list[Subject]:
+def _subjects(bench: Bench, split: Split, count: int, names: Sequence[str]) -> list[Subject]:
     """Images of a split with their regions in the order of `names`."""
-    images = load_images("faces64", split, count, names, bench.denoiser.info.image_shape)
     return [
         replace(subject, masks={name: subject.masks[name] for name in names if name in subject.masks})
-        for subject in make_subjects(bench, images)
+        for subject in bench.inverted(bench.images(split, count))
     ]
 
 
@@ -389,8 +388,9 @@ def tables(details: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     given = options("svd", "Masked SVDs against the iterations of the public codes.", argv)
-    bench = open_bench()
-    targets, details = measure(bench, QUICK if given.quick else Size())
+    size = QUICK if given.quick else Size()
+    with open_bench(regions=size.regions) as bench:
+        targets, details = measure(bench, size)
     return finish(document("svd", given.quick, targets, details, bench.clock), given, lambda: tables(details))
 
 

@@ -33,6 +33,9 @@ from catalog.reader import Catalog
 from flows.datasets.contract import SourceImage
 from flows.datasets.dataset import load_dataset
 from flows.edit_settings import recipe_of
+from flows.evaluation.comparison import base_settings
+from flows.evaluation.trials import Case, Trial, best_of_both_signs, run_trials
+from flows.evaluation.world import Split
 from flows.mining import mine
 from flows.paths import builtin_recipe
 from flows.recipe import Recipe, load_recipe, parse_recipe
@@ -40,24 +43,19 @@ from flows.transferring import CANDIDATES, moved_candidates
 from flows.watching.live import live
 from flows.watching.progress import Progress
 from pipeline.errors import InputError
+from pipeline.images import as_tensor
 from pipeline.intervals import Figure, figure
+from pipeline.methods.components import Individual
+from pipeline.methods.contract import Found, Method, Subject
+from pipeline.methods.loco import Loco
 from pipeline.transfer import Candidate, Prediction, predict
-from tests.benchmarks.harness import (
-    Options,
-    Target,
-    at_least,
-    at_most,
-    document,
-    finish,
-    options,
-    table,
-)
-from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench, subjects_from_latents
-from tests.benchmarks.trials import Case, Trial, better_of_both_signs, run_trials
+from tests.benchmarks.harness import Options, Target, at_least, at_most, document, finish, options, table
+from tests.benchmarks.subjects import Bench, open_bench
 
 RANDOM_ORDERS = 50
 FEWEST = 4  # candidates of a group that a rank correlation is asked of
 TOPS = (1, 5)
+SPACES: dict[str, type[Method]] = {"x": Loco, "h": Individual}  # whose `apply` edits in that space
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,20 @@ def open_catalog(bench: Bench, folder: Path) -> Catalog:
     return Catalog.open(folder)
 
 
+Trying = Callable[[Bench, Method, Sequence[Case]], list[Trial]]
+
+
+def tried(bench: Bench, spaces: Sequence[str], cases: Sequence[Case], way: Trying = run_trials) -> list[Trial]:
+    """The outcome of each case, whose vector is of the space beside it."""
+    found: dict[int, Trial] = {}
+    with bench.clock.stage("edits"):
+        for space, kind in SPACES.items():
+            own = [i for i, other in enumerate(spaces) if other == space]
+            method = kind(bench.denoiser, base_settings(kind, bench))
+            found.update(zip(own, way(bench, method, [cases[i] for i in own]), strict=True))
+    return [found[i] for i in range(len(cases))]
+
+
 class Homes:
     """What candidates did on their own images: the better sign of their edit there, tried once each."""
 
@@ -130,16 +142,14 @@ class Homes:
         self.bench, self.catalog = bench, catalog
         self.trials: dict[str, Trial] = {}
         self._subjects: dict[str, Subject] = {}
-        shape = bench.denoiser.info.image_shape
-        names = bench.recipe.region_names
-        count = len(catalog.images())
-        self._images = {image.image_id: image for image in load_images("faces64", "mine", count, names, shape)}
+        self._images = {image.image_id: image for image in bench.images("mine", len(catalog.images()))}
 
     def _subject(self, image_id: str) -> Subject:
         if image_id not in self._subjects:
-            source = self._images[image_id]
-            x_t = torch.from_numpy(self.catalog.latent(image_id))[None].to(self.bench.denoiser.dtype)
-            self._subjects[image_id] = subjects_from_latents(self.bench, [source], x_t, x_t)[0]
+            source, x_t = self._images[image_id], torch.from_numpy(self.catalog.latent(image_id))
+            masks = {region: torch.from_numpy(mask) for region, mask in source.masks.items()}
+            picture = as_tensor(source.image.copy())
+            self._subjects[image_id] = Subject(image_id, picture, x_t.to(self.bench.denoiser.dtype), masks)
         return self._subjects[image_id]
 
     def try_all(self, found: Sequence[Transfer], region: str) -> None:
@@ -147,14 +157,13 @@ class Homes:
         new = [f for f in found if f.direction_id not in self.trials]
         cases = [
             Case(
-                self._subject(f.image_id), region, "x" if f.space == "x" else "h",
-                torch.from_numpy(self.catalog.vector(f.direction_id)), f.strength,
+                Found(region, f.strength, torch.from_numpy(self.catalog.vector(f.direction_id))),
+                self._subject(f.image_id),
             )
             for f in new
-        ]  # fmt: skip
-        if cases:
-            tried = better_of_both_signs(self.bench, cases, "at home")
-            self.trials |= {f.direction_id: trial for f, trial in zip(new, tried, strict=True)}
+        ]
+        trials = tried(self.bench, [f.space for f in new], cases, best_of_both_signs)
+        self.trials |= {f.direction_id: trial for f, trial in zip(new, trials, strict=True)}
 
 
 def pairs_of(
@@ -173,15 +182,13 @@ def pairs_of(
 
     def case(f: Transfer, candidate: Candidate, p: Prediction, sign: int) -> Case:
         home = homes.trials[f.direction_id]
-        return Case(
-            subject, region, candidate.space, candidate.vector,
-            sign * math.copysign(abs(p.strength), home.strength or 1.0), like=home.verdict,
-        )  # fmt: skip
+        guess = sign * math.copysign(abs(p.strength), home.strength or 1.0)
+        return Case(Found(region, guess, candidate.vector), subject, like=home.verdict)
 
-    together = list(zip(found, candidates, predictions, strict=True))
-    trials = run_trials(bench, [case(f, c, p, p.sign) for f, c, p in together], "transferring")
+    together, spaces = list(zip(found, candidates, predictions, strict=True)), [c.space for c in candidates]
+    trials = tried(bench, spaces, [case(f, c, p, p.sign) for f, c, p in together])
     turned = [i for i, p in enumerate(predictions) if p.sign < 0]
-    kept = run_trials(bench, [case(*together[i], 1) for i in turned], "unturned") if turned else []
+    kept = tried(bench, [spaces[i] for i in turned], [case(*together[i], 1) for i in turned])
     as_home = {**dict(enumerate(trials)), **dict(zip(turned, kept, strict=True))}
     return [Pair(subject.name, region, f, p, trials[i], as_home[i]) for i, (f, _, p) in enumerate(together)], spent.jvp
 
@@ -220,9 +227,9 @@ OUTCOMES = {
     "gain": Outcome(
         lambda p: p.gain, lambda p: p.prediction.gain, lambda p: (p.image, p.region, p.likeness.space)
     ),
-    "ROIR": Outcome(lambda p: -p.trial.verdict.roir, lambda p: -p.prediction.roir, _region),
-    "success": Outcome(lambda p: float(p.trial.verdict.success), lambda p: p.prediction.score, _region),
-    "ROIR by the score": Outcome(lambda p: -p.trial.verdict.roir, lambda p: p.prediction.score, _region),
+    "ROIR": Outcome(lambda p: -p.trial.roir, lambda p: -p.prediction.roir, _region),
+    "success": Outcome(lambda p: float(bool(p.trial.success)), lambda p: p.prediction.score, _region),
+    "ROIR by the score": Outcome(lambda p: -p.trial.roir, lambda p: p.prediction.score, _region),
 }  # fmt: skip
 
 
@@ -270,8 +277,8 @@ def chosen(pairs: Sequence[Pair]) -> dict[str, dict[str, dict[str, Figure]]]:
         }
         found[f"top {top}"] = {
             way: {
-                "success": figure([float(t.verdict.success) for _, t in rows], [p.image for p, _ in rows], "mean"),
-                "roir_median": figure([t.verdict.roir for _, t in rows], [p.image for p, _ in rows]),
+                "success": figure([float(bool(t.success)) for _, t in rows], [p.image for p, _ in rows], "mean"),
+                "roir_median": figure([t.roir for _, t in rows], [p.image for p, _ in rows]),
             }
             for way, rows in by.items()
         }
@@ -308,15 +315,15 @@ def targets_of(ranks: dict[str, dict[str, Figure]], tops: dict[str, dict[str, di
     return found
 
 
-def measure(bench: Bench, size: Size, folder: Path, split: str = "holdout") -> tuple[list[Target], dict[str, Any]]:
+def measure(bench: Bench, size: Size, folder: Path, split: Split = "holdout") -> tuple[list[Target], dict[str, Any]]:
     """Targets and details over the first `size.images` images of faces64's split."""
     with open_catalog(bench, folder) as catalog:
         homes = Homes(bench, catalog)
-        sources = load_images("faces64", split, size.images, bench.recipe.region_names, bench.denoiser.info.image_shape)
+        sources = bench.images(split, size.images)
         known = set(catalog.images().column("image_id").to_pylist())
         if known & {source.image_id for source in sources}:
             raise InputError("--catalog", folder, "a catalog without the images it is tried on")
-        subjects = make_subjects(bench, sources)
+        subjects = bench.inverted(sources)
         pairs: list[Pair] = []
         products = 0
         for source, subject in zip(sources, subjects, strict=True):
@@ -382,8 +389,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = replace(size, images=given.extra.images or size.images)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.extra.catalog or Path(temporary) / "catalog"
-        bench = open_bench(recipe_in(folder) or recipe_for(size))
-        targets, details = measure(bench, size, folder)
+        with open_bench(recipe_in(folder) or recipe_for(size)) as bench:
+            targets, details = measure(bench, size, folder)
     content = document("transfer", given.quick, targets, details, bench.clock)
     return finish(content, given, lambda: tables(details))
 

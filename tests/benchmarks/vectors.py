@@ -39,7 +39,7 @@ from pipeline.strengths import VISIBLE_RMS
 from pipeline.svd import masked_svds
 from tests.benchmarks import vector_storage
 from tests.benchmarks.harness import Options, Target, at_least, at_most, document, finish, options, table
-from tests.benchmarks.subjects import Bench, load_images, make_subjects, open_bench
+from tests.benchmarks.subjects import Bench, open_bench
 from tests.benchmarks.vector_codecs import compare, medians, shared_basis, spectrum
 
 PARTS = ("x64", "h64", "x256", "access")
@@ -70,11 +70,9 @@ class Found:
 
 def mine(bench: Bench, images: int) -> list[Found]:
     """All directions of the first held-out faces, with the demo's settings."""
-    info = bench.denoiser.info
-    chosen = load_images("faces64", "holdout", images, bench.recipe.region_names, info.image_shape)
-    found = []
+    subjects, found = bench.inverted(bench.images("holdout", images)), []
     with bench.clock.stage("mining"), stage("mining", images) as advance:
-        for i, subject in enumerate(make_subjects(bench, chosen)):
+        for i, subject in enumerate(subjects):
             mined = mine_image(bench.denoiser, subject.x_t, subject.masks, bench.settings)
             found += [Found(i, d.space, d.kind, _flat(d.vector), d.strength, subject.x_t) for d in mined.directions]
             advance(1, "")
@@ -271,8 +269,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = options("vectors", __doc__ or "", argv, _options)
-    bench = open_bench()
-    reached, details = run(bench, given)
+    with open_bench() as bench:
+        reached, details = run(bench, given)
     content = document("vectors", given.quick, reached, details, bench.clock)
     return finish(content, given, lambda: show(details))
 

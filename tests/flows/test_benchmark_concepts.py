@@ -40,6 +40,7 @@ from tests.benchmarks.harness import Clock, document
 from tests.catalog.samples import chunk_of, provenance, unit
 
 MOVED = ("mouth_width", "lip_colour")  # what the two patterns of the mouth move
+IMAGES = 24  # enough for the interval of a purity of 1 to lie over that of chance
 STEP = 40  # of a preview's first pixel, of 255
 
 
@@ -79,7 +80,7 @@ def written(folder: Path, parts: Sequence[Chunk]) -> Path:
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("concepts") / "catalog", chunks(8))
+    return written(tmp_path_factory.mktemp("concepts") / "catalog", chunks(IMAGES))
 
 
 def test_concepts_of_known_truth_are_pure_and_their_ids_stay(truth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def test_concepts_of_known_truth_are_pure_and_their_ids_stay(truth: Path, monkey
     assert [t["name"] for t in content["targets"] if not t["met"]] == [m["target"] for m in details["missed"]]
     assert [m["target"] for m in details["missed"]] == ["x local, hair: the same"]  # random directions: no concepts
     (mouth,) = [g for g in details["groups"] if (g["region"], g["space"], g["kind"]) == ("mouth", "x", "local")]
-    assert (mouth["directions"], mouth["concepts"], mouth["labelled"]) == (16, 2, 16)
+    assert (mouth["directions"], mouth["concepts"], mouth["labelled"]) == (2 * IMAGES, 2, 2 * IMAGES)
     assert mouth["labels"] == {"mouth_width": 0.5, "mouth_smile": 0, "mouth_opening": 0, "lip_colour": 0.5}
     assert mouth["purity"]["real"].estimate == mouth["sign_agreement"]["real"].estimate == 1
     assert 0.5 <= mouth["purity"]["chance"].estimate < 0.8
@@ -122,14 +123,14 @@ def test_part_of_a_catalog_gives_the_concepts_that_it_had_with_those_images_alon
     with Catalog.open(truth) as catalog:
         part = first_half(catalog)
         kept = set(part.images_kept)
-        assert len(kept) == 4
+        assert len(kept) == IMAGES // 2
 
         def own(rows: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(row for row in rows if row.image_id in kept)
 
         fewer = [
             Chunk(f"{chunk.chunk_id}-part", own(chunk.images), own(chunk.regions), own(chunk.directions))
-            for chunk in chunks(8)
+            for chunk in chunks(IMAGES)
         ]
         with Catalog.open(written(tmp_path / "c", [chunk for chunk in fewer if chunk.images])) as alone:
             built = build_concepts(part)

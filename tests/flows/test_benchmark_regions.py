@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from flows.recipe import parse_recipe
+from pipeline.faces.factors import REGIONS
 from pipeline.regions.segments import SegmentSettings
 from tests.benchmarks import regions
 from tests.benchmarks.harness import document
@@ -22,21 +24,21 @@ LABELS = arrays.arrays(np.int64, (5, 6), elements=st.integers(0, 3))
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A random network of a few channels at the built-in images' size."""
     folder = tiny_pipeline_folder(tmp_path_factory.mktemp("model"), size=64, block_out_channels=(4, 8, 8),
         down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3)  # fmt: skip
-    return open_bench(
-        parse_recipe(
-            {
-                "name": "tiny",
-                "model": str(folder),
-                "dataset": {"kind": "builtin"},
-                "regions": ["mouth"],
-                "method": {"timestep": 0.35, "inversion_steps": 2},
-            }
-        )
+    recipe = parse_recipe(
+        {
+            "name": "tiny",
+            "model": str(folder),
+            "dataset": {"kind": "builtin"},
+            "regions": ["mouth"],
+            "method": {"timestep": 0.35, "inversion_steps": 2},
+        }
     )
+    with open_bench(recipe, REGIONS) as opened:
+        yield opened
 
 
 @settings(max_examples=30, deadline=None)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from catalog.lookup import Transfer
+from flows.evaluation.comparison import base_settings
+from flows.evaluation.trials import Case, Trial, run_trials
 from flows.recipe import Recipe, parse_recipe
 from pipeline.errors import InputError
+from pipeline.methods.contract import Found
 from pipeline.metrics import EditSuccess
 from pipeline.transfer import Prediction
 from tests.benchmarks import transfer
 from tests.benchmarks.harness import document
 from tests.benchmarks.subjects import Bench, open_bench
 from tests.benchmarks.transfer import Pair, Size, chosen, correlations, measure, spearman
-from tests.benchmarks.trials import Trial
 from tests.pipeline.tiny_models import tiny_pipeline_folder
 
 
@@ -45,11 +49,12 @@ def recipe(model: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A random network of a few channels at the built-in images' size."""
-    folder = tmp_path_factory.mktemp("model")
-    return open_bench(recipe(tiny_pipeline_folder(folder, size=64, block_out_channels=(4, 8, 8),
-        down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3)))  # fmt: skip
+    folder = tiny_pipeline_folder(tmp_path_factory.mktemp("model"), size=64, block_out_channels=(4, 8, 8),
+        down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3)  # fmt: skip
+    with open_bench(recipe(folder)) as opened:
+        yield opened
 
 
 def test_transfer_benchmark_measures_every_target_in_the_run_and_its_json_is_strict(
@@ -65,6 +70,21 @@ def test_transfer_benchmark_measures_every_target_in_the_run_and_its_json_is_str
     assert transfer.recipe_in(tmp_path / "catalog") == bench.recipe
     with pytest.raises(InputError, match="without the images it is tried on"):
         measure(bench, Size(2, 1, 8, {}), tmp_path / "catalog", split="mine")
+
+
+def test_cases_of_both_spaces_are_tried_each_in_its_own(bench: Bench) -> None:
+    (subject,) = bench.inverted(bench.images("holdout", 1))
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": bench.denoiser.info.x_shape, "h": bench.denoiser.need_bottleneck()}
+    spaces = ["h", "x", "h"]
+    vectors = [torch.randn(shapes[space], generator=generator) for space in spaces]
+    cases = [Case(Found("mouth", 0.5, vector / vector.norm()), subject) for vector in vectors]
+    found = transfer.tried(bench, spaces, cases)
+    for space, case, trial in zip(spaces, cases, found, strict=True):
+        kind = transfer.SPACES[space]
+        (alone,) = run_trials(bench, kind(bench.denoiser, base_settings(kind, bench)), [case])
+        assert trial.strength == pytest.approx(alone.strength, rel=1e-3)
+        assert trial.roir == pytest.approx(alone.roir, rel=1e-3)
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -91,7 +111,8 @@ def pair(image: str, place: int, score: float, *, success: bool, roir: float, si
     prediction = Prediction(1 - roir, 0.0, 1.0, roir, sign * 1.0, sign, sign * 1.0, False, score)
     verdict = EditSuccess(success, "mouth_smile", 0.3, "nose_width", 0.0, roir)
     turned = EditSuccess(False, "mouth_smile", -0.3, "nose_width", 0.0, roir)
-    trial = Trial(1.0, 1 - roir, True, False, verdict, 30.0, 0.9)
+    picture = torch.zeros(3, 1, 1)
+    trial = Trial(1.0, 1 - roir, True, False, roir, 30.0, 0.9, verdict, picture, picture)
     as_home = trial if sign > 0 else replace(trial, verdict=turned)
     return Pair(image, "mouth", likeness, prediction, trial, as_home)
 

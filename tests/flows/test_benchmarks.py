@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from flows.evaluation.ceiling import perfect_images, perfect_transfer
+from flows.evaluation.comparison import Size
 from flows.recipe import Recipe, parse_recipe
+from pipeline.errors import InputError
 from pipeline.intervals import figure
-from pipeline.metrics import EditSuccess, rank_ratio, rms_inside
+from pipeline.metrics import rank_ratio
 from pipeline.operators import Dense
 from pipeline.rank import rank_figures
-from tests.benchmarks import edits, jive, model, products, svd, tuning
-from tests.benchmarks.edit_figures import Edited, Transferred, by_region, transfer_figures
-from tests.benchmarks.harness import Clock, Target, at_least, at_most, between, document, plain, save_json
+from tests.benchmarks import edits, jive, model, products, svd
+from tests.benchmarks.harness import Clock, Target, at_least, at_most, between, document, plain
 from tests.benchmarks.rank import asymmetry, dense_figures
-from tests.benchmarks.subjects import Bench, Subject, load_images, make_subjects, open_bench
-from tests.benchmarks.trials import Case, Trial, better_of_both_signs, run_trials
+from tests.benchmarks.subjects import Bench, open_bench
 from tests.pipeline.tiny_models import tiny_pipeline_folder
 
 
-def tiny_recipe(network: str = "builtin") -> Recipe:
+def tiny_recipe(network: str) -> Recipe:
     return parse_recipe(
         {
             "name": "tiny",
@@ -45,47 +44,32 @@ def tiny_recipe(network: str = "builtin") -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return open_bench(tiny_recipe())
-
-
-@pytest.fixture(scope="module")
-def random_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def random_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A random network of a few channels at the built-in images' size, where the numbers themselves do not matter."""
-    folder = tmp_path_factory.mktemp("model")
-    return open_bench(tiny_recipe(str(tiny_pipeline_folder(folder, size=64, block_out_channels=(4, 8, 8),
-        down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3))))  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def subjects(bench: Bench) -> list[Subject]:
-    return make_subjects(bench, load_images("faces64", "holdout", 2, ["mouth"], (3, 64, 64)))
-
-
-def verdict(success: bool, *, roir: float = 0.5, move: float = 0.3, other_move: float = 0.0) -> EditSuccess:
-    return EditSuccess(success, "mouth_smile", move, "nose_width", other_move, roir)
-
-
-def trial(outcome: EditSuccess) -> Trial:
-    return Trial(1.0, 0.15, True, False, outcome, 30.0, 0.9)
+    folder = tiny_pipeline_folder(tmp_path_factory.mktemp("model"), size=64, block_out_channels=(4, 8, 8),
+        down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3)  # fmt: skip
+    with open_bench(tiny_recipe(str(folder))) as bench:
+        yield bench
 
 
 # --- the two commands ---------------------------------------------------------------------------------------------
 
 
-def test_edits_benchmark_measures_every_target_in_the_run_and_its_json_is_strict(bench: Bench) -> None:
-    targets, details = edits.measure(bench, images=2, others=1)
-    content = json.loads(json.dumps(document("edits", True, targets, details, bench.clock), allow_nan=False))
-    assert all(set(target) == {"name", "value", "target", "met"} for target in content["targets"])
-    assert len(content["targets"]) == 8
+def test_edits_benchmark_measures_every_target_in_the_run_and_its_json_is_strict(random_bench: Bench) -> None:
+    passes = random_bench.clock.passes
+    targets, details = edits.measure(random_bench, Size(images=2, choosing=0, others=1, chunk=1))
+    content = json.loads(json.dumps(document("edits", True, targets, details, random_bench.clock), allow_nan=False))
+    bars = [target["target"] for target in content["targets"]]
+    assert bars == [">= 0.8", "<= 0.5", "<= 1", "<= 0.8", *[">= 0.8"] * 4]
     assert {method: f["all"]["edits"] for method, f in content["details"]["methods"].items()} == dict.fromkeys(
-        edits.METHODS, 2
+        edits.COMPARED, 2
     )
-    assert {method: f["pairs"] for method, f in content["details"]["transfer"].items()} == dict.fromkeys(
-        ("loco", "loco registered", "individual", "individual registered"), 2
-    )
-    assert len(content["details"]["edits"]) == 8
-    assert content["cost"]["network_passes"] > 0
+    pairs = {method: f["pairs"] for method, f in content["details"]["transfer"].items()}
+    assert pairs == dict.fromkeys(("loco", "loco registered", "individual", "individual registered"), 2)
+    assert [row["method"] for row in content["details"]["edits"]] == [name for name in edits.COMPARED for _ in range(2)]
+    assert all(found["jvp"] > 0 < found["vjp"] for found in content["details"]["products"].values())
+    assert random_bench.clock.passes > passes and {*edits.COMPARED} <= set(content["cost"]["stages"])
+    edits.tables(details)
 
 
 def test_model_benchmark_measures_every_target_in_the_run_and_its_json_is_strict(random_bench: Bench) -> None:
@@ -125,94 +109,44 @@ def test_products_benchmark_measures_every_route_and_its_json_is_strict(random_b
     assert content["details"]["images"]["difference"] < 1e-4
 
 
-def test_tuning_evaluates_every_setting_at_every_timestep(random_bench: Bench) -> None:
-    component = tuning.ComponentSetting(2, 1, 1, (1.0, 0.5))
-    settings: list[tuning.Setting] = [tuning.LocalSetting(0), tuning.LocalSetting(1), component]
-    rows: list[dict[str, object]] = []
-    tuning.tune(random_bench, [0.3], settings, 1, 0, rows.append)
-    assert [row["method"] for row in rows] == ["plain", "local", "individual"]
-    assert all(row["edits"] == 1 and row["timestep"] == 0.3 for row in rows)
-    json.dumps(rows, allow_nan=False)
-
-
-# --- trials -------------------------------------------------------------------------------------------------------
-
-
-def test_a_strength_already_decoded_costs_no_network_pass(bench: Bench, subjects: list[Subject]) -> None:
-    before = bench.clock.passes
-    vector = torch.zeros(3, 64, 64)
-    vector[:, 40:50, 28:36] = 1.0
-    # Far too strong for one image and about right for the other: the second settles first and waits.
-    cases = [
-        Case(s, "mouth", "x", vector / vector.norm(), guess) for s, guess in zip(subjects, (3.0, 39.0), strict=True)
-    ]
-    trials = run_trials(bench, cases, "test")
-    spent = bench.clock.passes - before
-    assert all(t.reached for t in trials)
-    assert spent < 2 * 4 * bench.settings.decode.steps
-
-
-def test_the_better_sign_is_never_worse_than_either_sign_alone(bench: Bench, subjects: list[Subject]) -> None:
-    vector = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0)) * subjects[0].masks["mouth"]
-    case = Case(subjects[0], "mouth", "x", vector / vector.norm(), 5.0)
-    (chosen,) = better_of_both_signs(bench, [case], "test")
-    alone = [run_trials(bench, [Case(subjects[0], "mouth", "x", case.vector, g)], "test")[0] for g in (5.0, -5.0)]
-    assert chosen.verdict.success == any(t.verdict.success for t in alone)
-    assert chosen.verdict.roir <= max(t.verdict.roir for t in alone) * 1.01
-
-
-def test_every_failed_trial_names_a_reason_and_a_successful_one_none() -> None:
-    assert trial(verdict(True)).reasons() == ()
-    assert trial(verdict(False, move=0.1)).reasons() == ("own factor moved by less than 0.15",)
-    assert trial(verdict(False, other_move=-0.2)).reasons() == ("other factor moved: nose_width",)
-    assert trial(verdict(False, roir=math.nan)).reasons() == ("ROIR above 1",)
-    assert trial(verdict(False, move=-0.3)).reasons(like=verdict(True)) == ("own factor moved the other way",)
-
-
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def test_a_refused_direction_counts_as_a_failure_and_never_flatters_the_median() -> None:
-    found = [
-        Edited("loco", "a", "mouth", None, trial(verdict(True, roir=0.2))),
-        Edited("loco", "b", "mouth", None, None),
+def transferred(image: str, iou: float, success: bool, **row: Any) -> dict[str, Any]:
+    return {"kind": "transfer", "image": image, "region": "mouth", "iou": iou, "success": success, "perfect": True,
+            "home_success": True, "roir": 0.5, "factor": "mouth_smile", "limited": False, "failure": "",
+            **row}  # fmt: skip
+
+
+def test_the_curve_holds_every_pair_once_and_failures_at_home_and_of_a_perfect_editor_count() -> None:
+    rows = [
+        transferred("a", 0.5, True),
+        transferred("a", 0.6, False, failure="ROIR above 1"),
+        transferred("b", 1.0, False, perfect=False, home_success=False, failure="ROIR above 1", factor="mouth_opening"),
+        transferred("c", 0.99, True, home_success=False),
     ]
-    figures = by_region(found)["all"]
-    assert figures["success"].estimate == 0.5
-    assert figures["roir_median"].estimate == math.inf
-    assert figures["failures"] == {"direction refused": 1}
+    found = edits.transfer_figures(rows)
+    assert [part["success"].count for part in found["curve"]] == [1, 1, 0, 0, 2]
+    assert (found["success"].estimate, found["perfect_editor"].estimate) == (0.5, 0.75)
+    assert found["where_perfect"].estimate == pytest.approx(2 / 3)
+    assert found["of_home_successes"].estimate == 0.5
+    assert found["failures"] == {"ROIR above 1": 2}
+    assert found["by_factor"]["mouth_opening"]["perfect"].estimate == 0.0
 
 
-def test_the_transfer_headline_counts_overlapping_pairs_only_and_failures_at_home_too() -> None:
-    good = Edited("loco", "a", "mouth", None, trial(verdict(True)))
-    bad = Edited("loco", "b", "mouth", None, trial(verdict(False, roir=2.0)))
-    pairs = [
-        Transferred(good, "b", 0.5, trial(verdict(True)), perfect=True),
-        Transferred(bad, "a", 1.0, trial(verdict(False, roir=3.0)), perfect=False),
-        Transferred(good, "c", 0.1, trial(verdict(False, move=-0.3)), perfect=True),
+def test_small_regions_are_eyes_and_mouth_and_a_refused_edit_never_flatters_their_median() -> None:
+    head = {"kind": "home", "success": True, "limited": False, "strength": 1.0}
+    rows = [
+        {**head, "image": "a", "region": "mouth", "roir": 0.2},
+        {**head, "image": "a", "region": "hair", "roir": 0.9},
+        {"kind": "home", "image": "b", "region": "left_eye", "success": False, "roir": math.inf, "failure": "refused"},
     ]
-    figures = transfer_figures(pairs)
-    assert figures["success_overlapping"].estimate == 0.5
-    assert figures["success_overlapping_of_home_successes"].estimate == 1.0
-    assert sum(part["success"].count for part in figures["curve"]) == 3
-    assert figures["failures_overlapping"] == {"ROIR above 1": 1}
-    assert figures["perfect_editor_overlapping"].estimate == 0.5
-    assert figures["success_overlapping_where_perfect"].estimate == 1.0
-    assert figures["perfect_editor_by_factor"] == {"mouth_smile": {"pairs": 2, "success": 0.5, "perfect": 0.5}}
-
-
-def test_a_perfect_edit_is_just_visible_and_needs_room_in_the_factors_range(
-    bench: Bench, subjects: list[Subject]
-) -> None:
-    middle = replace(subjects[0], factors={**subjects[0].factors, "mouth_opening": 0.5})
-    before, after = perfect_images(middle.factors, middle.masks["mouth"], "mouth_opening", 1.0)
-    assert 0.15 <= float(rms_inside((after - before)[None], middle.masks["mouth"])) < 0.2
-    wide = replace(middle, factors={**middle.factors, "mouth_opening": 1.0})
-    before, after = perfect_images(wide.factors, wide.masks["mouth"], "mouth_opening", 1.0)
-    assert torch.equal(before, after)
-    opened = EditSuccess(True, "mouth_opening", 0.3, "nose_width", 0.0, 0.1)
-    assert perfect_transfer(bench.read, middle.factors, middle.masks["mouth"], "mouth", opened)
-    assert not perfect_transfer(bench.read, wide.factors, wide.masks["mouth"], "mouth", opened)
+    parts = edits.by_region("loco", rows)
+    assert {name: part.edits for name, part in parts.items()} == {
+        "all": 3, "small regions": 2, "mouth": 1, "hair": 1, "left_eye": 1,
+    }  # fmt: skip
+    assert parts["small regions"].roir.estimate == math.inf and parts["small regions"].success.estimate == 0.5
+    assert (parts["all"].roir.estimate, parts["all"].refused) == (0.9, 1)
 
 
 def test_intervals_are_drawn_over_images_so_repeating_an_images_values_does_not_narrow_them() -> None:
@@ -253,6 +187,28 @@ def test_too_few_vectors_leave_the_rank_ratio_unresolved() -> None:
     assert found.captured.high < 0.2
 
 
+# --- the world ----------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_inverted_once_for_every_timestep_and_the_clock_counts_it(random_bench: Bench) -> None:
+    images, clock = random_bench.images("holdout", 3), random_bench.clock
+    first = random_bench.inverted(images, 0.2, 2)
+    before = clock.passes
+    again = random_bench.inverted(images, 0.2, 2)
+    assert clock.passes == before and clock.stages["inversion"]["network_passes"] > 0
+    assert all(torch.equal(one.x_t, other.x_t) for one, other in zip(first, again, strict=True))
+    random_bench.inverted(images, 0.3, 2)
+    assert clock.passes == before + 3 * 2
+
+
+def test_images_whose_attributes_nothing_reads_are_no_world_of_a_benchmark(
+    random_bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    small = tiny_pipeline_folder(tmp_path_factory.mktemp("small"), size=16)
+    with pytest.raises(InputError, match="built-in images"), open_bench(tiny_recipe(str(small))):
+        pass
+
+
 # --- answers ------------------------------------------------------------------------------------------------------
 
 
@@ -267,15 +223,6 @@ def test_json_holds_null_where_a_figure_is_not_finite() -> None:
     content = document("x", False, [Target("a", math.inf, "<= 1", False)], {"b": (math.nan, 1.0)}, Clock())
     assert content["targets"][0]["value"] is None
     assert plain(content)["details"]["b"] == [None, 1.0]
-
-
-def test_a_setting_tried_again_replaces_its_row_and_others_stay(tmp_path: Path) -> None:
-    path = tmp_path / "results" / "tuning.json"
-    for rank, success in ((10, 0.1), (30, 0.2), (10, 0.3)):
-        row = {"model": "m", "timestep": 0.3, "space": "x", "null_rank": rank, "success": success}
-        save_json(tuning.merged(path, row), path)
-    rows = json.loads(path.read_text())["rows"]
-    assert [(row["null_rank"], row["success"]) for row in rows] == [(30, 0.2), (10, 0.3)]
 
 
 def test_svd_benchmark_measures_every_target_in_the_run_and_its_json_is_strict(random_bench: Bench) -> None:

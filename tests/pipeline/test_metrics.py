@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.metrics import (
-    better_sign,
     bootstrap_interval,
     captured_energy,
     local_linearity,
@@ -285,14 +284,6 @@ def test_transfer_needs_the_same_factor_and_sign() -> None:
     assert not success(BEFORE, moved(opening=0.5), OWN, 0.5, like=home).success
 
 
-def test_better_sign_prefers_success_then_locality() -> None:
-    weak = success(BEFORE, moved(smile=0.01), OWN, 0.1)
-    good = success(BEFORE, moved(smile=-0.3), OWN, 0.8)
-    best = success(BEFORE, moved(smile=0.3), OWN, 0.4)
-    broken = success(BEFORE, moved(smile=0.01), OWN, math.nan)
-    assert better_sign(weak, good) == 1 and better_sign(best, good) == 0 and better_sign(broken, weak) == 1
-
-
 def test_bad_input_is_named() -> None:
     before, mask = images(), corner()
     cases = [
@@ -311,5 +302,3 @@ def test_bad_input_is_named() -> None:
     for call, message in cases:
         with pytest.raises(InputError, match=message):
             call()  # type: ignore[no-untyped-call]
-    with pytest.raises(InputError, match="edits"):
-        better_sign()

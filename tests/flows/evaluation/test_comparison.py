@@ -13,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.evaluation.comparison import Comparison, Size, Task, base_settings, chosen_targets, merit
+from flows.evaluation.captions import NO_CAPTIONS, captions_of
+from flows.evaluation.comparison import Comparison, Size, Task, base_settings, merit
 from flows.evaluation.evaluating import Wanted, evaluate
 from flows.evaluation.experiment import Setup
 from flows.evaluation.filling import fill, open_cells
+from flows.evaluation.method_run import chosen_targets
 from flows.evaluation.tables import line, winners
 from flows.evaluation.world import World
 from flows.recipe import load_recipe
@@ -24,13 +26,13 @@ from pipeline.errors import InputError
 from pipeline.methods.choices import METHODS
 from pipeline.methods.components import Individual
 from pipeline.methods.contract import Found, Refused, Settings, Subject
-from pipeline.methods.haas import Haas
 from pipeline.methods.loco import LocoSettings
 from pipeline.methods.singular import varied
 from pipeline.metrics import mask_iou
 from tests.flows.evaluation.linear_world import PLACES, SIDE, Planted, linear_setup
 from tests.flows.evaluation.small_world import small_setup
 from tests.flows.tiny import METHOD, box, recipe
+from tests.pipeline.methods.tiny_clip import tiny_clip
 
 SIZE = Size(images=3, choosing=2, others=1, chunk=2)
 
@@ -266,7 +268,7 @@ def test_a_method_that_cannot_transfer_is_not_tried_on_other_images(
     assert not [row for row in comparison.cell(task(comparison, "planted")).rows if row["kind"] == "transfer"]
 
 
-def test_a_refused_edit_is_one_that_failed_and_is_transferred_nowhere(
+def test_a_refused_edit_has_failed_at_home_and_wherever_it_would_have_been_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, refused=("mouth",))
@@ -275,7 +277,9 @@ def test_a_refused_edit_is_one_that_failed_and_is_transferred_nowhere(
     own = line("planted", Planted.about, {}, 1, 0.0, [cell])
     assert (own.edits, own.refused, own.success.estimate) == (8, 2, 0.75)
     assert own.failures == {"refused: nothing there": 2}
-    assert {row["region"] for row in cell.rows if row["kind"] == "transfer"} == set(PLACES) - {"mouth"}
+    assert own.transfer.estimate == own.transfer_as_is.estimate == 0.75
+    tried = [row for row in cell.rows if row["kind"] == "transfer"]
+    assert {row["region"] for row in tried if not row["success"]} == {"mouth"}
     assert merit([row for row in cell.rows if row["kind"] == "home"])["success"] == 0.75
 
 
@@ -303,8 +307,8 @@ def test_a_model_without_bottleneck_and_data_without_reader_leave_out_what_needs
     world = small_setup(tmp_path).world
     own = [name for name in METHODS if name not in ("leaking", "learning")]
     comparison = Comparison(world, open_cells(world), SIZE)
-    assert {name for name in own if comparison.lacking(name)} == {"asyrp", "blended"}
-    assert "attributes" in comparison.lacking("asyrp")
+    assert {name for name in own if comparison.lacking(name)} == {"asyrp", "blended", "haas-pca", "noise-clr"}
+    assert "attributes" in comparison.lacking("asyrp") and "learns from 100" in comparison.lacking("haas-pca")
     monkeypatch.setattr(world.denoiser, "info", replace(world.denoiser.info, bottleneck_shape=None))
     assert {name for name in own if not comparison.lacking(name)} == {"loco", "loco-plain", "eps-x", "random-x"}
     assert "no bottleneck" in comparison.lacking("pullback")
@@ -324,6 +328,27 @@ def test_every_method_of_one_image_that_lacks_nothing_runs_on_a_strangers_model(
         assert not any("success" in row for row in home), name
 
 
+def test_captions_under_clip_tell_asyrp_and_blended_diffusion_what_no_reader_does(tmp_path: Path) -> None:
+    world = small_setup(tmp_path).world
+    clip, words = tiny_clip(tmp_path / "clip"), ("eye: a face -> a face with closed eyes",)
+    size = Wanted(
+        methods=("asyrp", "blended"), images=1, choosing=0, quick=True,
+        captions=captions_of(clip, words, world.recipe.region_names),
+    )  # fmt: skip
+    shutil.copytree(tmp_path / "photos", tmp_path / "more")
+    for copy in range(3):  # Asyrp learns from four, and every second image is held out
+        for name in ("a.png", "c.png", "d.png"):
+            picture = Image.open(tmp_path / "more" / name).convert("RGB").rotate(90 * (copy + 1), expand=True)
+            picture.save(tmp_path / "photos" / f"{copy}{name}")
+            for region in ("eye", "mouth"):
+                box(picture.size, (0.2, 0.2, 0.7, 0.7)).save(tmp_path / "masks" / f"{copy}{name[0]}_{region}.png")
+    result = evaluate(world.recipe, tmp_path / "out", size)
+    assert [own.name for own in result.lines] == ["asyrp", "blended"]
+    assert all((own.edits, own.refused) == (2, 1) for own in result.lines)  # nothing was said of the mouth
+    untold = evaluate(world.recipe, tmp_path / "silent", replace(size, captions=NO_CAPTIONS))
+    assert not untold.lines and "--caption" in untold.absent["Asyrp"]
+
+
 def test_what_is_lacking_is_left_out_and_told_while_the_rest_is_measured(tmp_path: Path) -> None:
     world = small_setup(tmp_path).world
     result = evaluate(
@@ -336,16 +361,19 @@ def test_what_is_lacking_is_left_out_and_told_while_the_rest_is_measured(tmp_pat
 
 def test_too_few_images_are_told_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = linear_setup(tmp_path, monkeypatch)
-    comparison_of(setup, choosing=1).check(["learning", "leaking"])
+    comparison_of(setup, choosing=1).check()
+    assert comparison_of(setup, choosing=1).lacking("learning") == ""
+    assert "learns from 2 `mine` images" in comparison_of(setup).lacking("learning")  # 3 of which 2 choose its settings
+    assert comparison_of(setup).lacking("leaking") == ""
     with pytest.raises(InputError, match=r"3 of the mine split; expected at least 4"):
-        comparison_of(setup).check(["learning"])
+        comparison_of(setup, choosing=4).check()
     with pytest.raises(InputError, match=r"3 of the holdout split; expected at least 4.*--images"):
-        comparison_of(setup, images=4).check(["leaking"])
+        comparison_of(setup, images=4).check()
     assert Learning.lessons == Leaking.asked == []
     assert not setup.world.folder.exists()
 
 
-def test_the_recipe_decides_what_it_knows_and_ranks_it_leaves_open_are_the_methods_own(tmp_path: Path) -> None:
+def test_the_recipe_decides_the_settings_of_its_own_methods(tmp_path: Path) -> None:
     setup = small_setup(tmp_path)
     settings = base_settings(Individual, setup.world)
     jive = METHOD["jive"]
@@ -354,8 +382,7 @@ def test_the_recipe_decides_what_it_knows_and_ranks_it_leaves_open_are_the_metho
     path = recipe(tmp_path, tmp_path / "model", method={"jive": {"joint_rank": "auto", "individual_rank": "auto"}})
     open_ranks = World(load_recipe(path), tmp_path / "out")
     left = base_settings(Individual, open_ranks)
-    assert (left.joint_rank, left.individual_rank) == (32, 2)  # type: ignore[attr-defined]
-    assert isinstance(base_settings(Haas, open_ranks), Haas.settings_class)
+    assert (left.joint_rank, left.individual_rank) == ("auto", "auto")  # type: ignore[attr-defined]
 
 
 def test_an_unknown_method_is_an_error_that_names_those_there_are(

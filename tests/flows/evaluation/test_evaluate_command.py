@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import pytest
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.experiments import EXPERIMENTS
 from pipeline.methods.choices import METHODS
+from pipeline.methods.loco import LocoSettings
+from tests.flows.evaluation.linear_world import Planted
 from tests.flows.tiny import model, parsed, photographs, recipe, run
 
 ASKED = ("--images", 2, "--choosing", 0, "--method", "random-x", "--method", "loco")
@@ -72,7 +77,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *command: object) -> str:
 
 def test_an_evaluation_leaves_tables_rows_and_a_page(alone: Path) -> None:
     own = {path.name for path in alone.iterdir()}
-    assert own == {"cells", "latents", "results.json", "comparison.md", "comparison.parquet", "index.html"}
+    tables = {"comparison.json", "comparison.md", "comparison.parquet"}
+    assert own == {"cells", "latents", "results.json", "index.html", *tables}
     table = rows(alone)
     homes = table.filter(pa.compute.equal(table["kind"], "home"))
     assert homes.num_rows == 2 * 2 * 2  # methods, images, regions
@@ -81,6 +87,7 @@ def test_an_evaluation_leaves_tables_rows_and_a_page(alone: Path) -> None:
     assert set(homes["success"].to_pylist()) == {None}  # nothing reads photographs
     results = parsed((alone / "results.json").read_text())
     assert results["facts"]["attribute reader"].startswith("none")
+    assert results["facts"]["settings"] == "one set a method, of which nothing was chosen"
     assert [each["name"] for each in results["methods"]] == ["random-x", "loco"]
     assert results["methods"][0]["edits"] == 4 and results["methods"][0]["find_passes"] > 0
     assert "LPIPS" in " ".join(results["absent"])
@@ -185,24 +192,187 @@ def test_a_place_that_cannot_be_written_to_is_one_error(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_figure_is_measured_drawn_and_concluded_without_a_comparison(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def dots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Figures "dots" and "more" of one row each; the list tells which were measured, in their order."""
     from matplotlib.figure import Figure
 
-    def measure(setup: Setup) -> list[dict[str, Any]]:
-        names = [image.image_id for image in setup.world.images("holdout", 1)]
-        return setup.cells.get("dots", {"images": names}, lambda: [{"at": 1.0, "quick": setup.quick, "no": 1 / 3}]).rows
+    measured: list[str] = []
 
-    def conclude(found: Any) -> list[str]:
-        return [f"{len(found)} <dot> was measured."]
+    def experiment(name: str) -> Experiment:
+        def measure(setup: Setup) -> list[dict[str, Any]]:
+            measured.append(name)
+            names = [image.image_id for image in setup.world.images("holdout", 1)]
+            row = {"at": math.inf, "quick": setup.quick, "no": 1 / 3, "nothing": math.nan}
+            return setup.cells.get(name, {"images": names}, lambda: [row]).rows
 
-    dots = Experiment("dots", "Dots & more", "nobody's", measure, lambda found: {"dots-1": Figure((1, 1))}, conclude)
-    monkeypatch.setitem(EXPERIMENTS, "dots", dots)
-    command = ("evaluate", world / "recipe.yaml", "--method", "none", "--figure", "dots", "--quick", "--workers", 1)
-    assert run(*command, "--out", tmp_path) == 0
-    assert parsed((tmp_path / "figures" / "dots.json").read_text()) == [{"at": 1.0, "quick": True, "no": 1 / 3}]
+        def conclude(found: Any) -> list[str]:
+            return [f"{len(found)} <{name}> at {found[0]['at']:.1f}, {found[0]['nothing']:.1f} was measured."]
+
+        def draw(found: Any) -> dict[str, Figure]:
+            return {f"{name}-1": Figure((1, 1))}
+
+        return Experiment(name, f"All {name} & others", "nobody's", measure, draw, conclude)
+
+    for name in ("dots", "more"):
+        monkeypatch.setitem(EXPERIMENTS, name, experiment(name))
+    return measured
+
+
+@pytest.fixture
+def copy(alone: Path, tmp_path: Path) -> Path:
+    """The folder of an evaluation, to be changed."""
+    shutil.copytree(alone, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def again(world: Path, out: Path, *options: object, recipe: str = "recipe.yaml") -> dict[str, Any]:
+    """results.json after one more call; without options nothing is asked for."""
+    assert run("evaluate", world / recipe, "--workers", 1, "--out", out, *(options or ("--method", "none"))) == 0
+    found: dict[str, Any] = parsed((out / "results.json").read_text())
+    return found
+
+
+def cells(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "cells").rglob("*.json")}
+
+
+def test_a_figure_is_measured_drawn_and_concluded_without_a_comparison(
+    world: Path, tmp_path: Path, dots: list[str]
+) -> None:
+    again(world, tmp_path, "--method", "none", "--figure", "dots", "--quick")
+    kept = parsed((tmp_path / "figures" / "dots.json").read_text())
+    assert kept["rows"] == [{"at": "inf", "quick": True, "no": 1 / 3, "nothing": "nan"}]
+    assert kept["of"]["quick"] is True and {"model", "recipe", "images"} <= kept["of"].keys()
     assert (tmp_path / "figures" / "dots-1.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "index.html").read_text()
-    assert "Dots &amp; more" in page and "1 &lt;dot&gt; was measured." in page and page.count("<img") == 1
+    assert "All dots &amp; others" in page and "1 &lt;dots&gt; at inf, nan was" in page and page.count("<img") == 1
     assert not (tmp_path / "comparison.md").exists()
+
+
+def test_a_figure_asked_for_later_leaves_the_comparison_on_the_page(
+    alone: Path, copy: Path, world: Path, dots: list[str]
+) -> None:
+    before, table = cells(copy), rows(copy)
+    found = again(world, copy, "--method", "none", "--figure", "dots", "--quick")
+    assert found["methods"] == parsed((alone / "results.json").read_text())["methods"]
+    assert found["facts"]["form"] == "full" and found["facts"]["quick figures"] == "dots"
+    assert list(found["figures"]) == ["dots"]
+    assert rows(copy).equals(table) and before.items() <= cells(copy).items()
+    page = (copy / "index.html").read_text()
+    assert "Comparison of methods" in page and "All dots &amp; others" in page
+    assert "Quick: few images and points" in page
+
+
+def test_figures_of_other_calls_are_drawn_again_from_their_rows_alone(
+    world: Path, tmp_path: Path, dots: list[str]
+) -> None:
+    first = again(world, tmp_path, "--method", "none", "--figure", "more")
+    shutil.rmtree(tmp_path / "cells")
+    found = again(world, tmp_path, "--method", "none", "--figure", "dots")
+    assert list(found["figures"]) == ["dots", "more"] and found["figures"]["more"] == first["figures"]["more"]
+    assert dots == ["more", "dots"]
+    assert (tmp_path / "index.html").read_text().count("<img") == 2
+
+
+def test_methods_asked_for_later_join_those_that_were_compared_at_the_same_size(copy: Path, world: Path) -> None:
+    asked = ("--images", 2, "--choosing", 0)
+    before = [each["name"] for each in again(world, copy)["methods"]]
+    found = again(world, copy, *asked, "--method", "random-h", "--method", "loco")
+    assert [each["name"] for each in found["methods"]] == [*before, "random-h"] == ["random-x", "loco", "random-h"]
+    assert set(rows(copy)["method"].to_pylist()) == {"random-x", "loco", "random-h"}
+    assert [each["name"] for each in again(world, copy)["methods"]] == ["random-x", "loco", "random-h"]
+
+
+def test_a_comparison_of_another_size_takes_the_place_of_the_last(
+    copy: Path, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = again(world, copy, "--images", 1, "--choosing", 0, "--method", "random-x")
+    assert [(each["name"], each["edits"]) for each in found["methods"]] == [("random-x", 2)]
+    assert "the comparison of 2 images that was here is of another size" in capsys.readouterr().err
+    assert again(world, copy)["methods"] == found["methods"]
+
+
+def test_only_methods_with_something_to_choose_from_are_said_to_have_chosen(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grid(cls: type[Planted], settings: LocoSettings) -> list[LocoSettings]:
+        return [settings, replace(settings, null_rank=1)]
+
+    monkeypatch.setitem(METHODS, "choosy", type("Choosy", (Planted,), {"name": "choosy", "grid": classmethod(grid)}))
+    monkeypatch.setitem(METHODS, "still", type("Still", (Planted,), {"name": "still"}))
+    size = ("--images", 1, "--choosing", 1)
+
+    def told(*options: object) -> tuple[str, str]:
+        out = tmp_path / f"{len(options)}-{options[-1]}"
+        found = again(world, out, *size, *options)
+        return found["facts"]["settings"], (out / "index.html").read_text()
+
+    said, page = told("--method", "still")
+    assert said == "one set a method, of which nothing was chosen" and "did best" not in page
+    said, page = told("--method", "choosy")
+    assert said == "chosen on 1 other image" and "with the settings that did best on other images, at" in page
+    said, page = told("--quick", "--method", "choosy")  # which tries the first only
+    assert said == "one set a method, of which nothing was chosen" and "did best" not in page
+    said, page = told("--method", "choosy", "--method", "still")
+    assert said == "chosen on 1 other image of choosy; one set, of which nothing was chosen, of still"
+    assert "(choosy) or the only ones there are (all others)" in page
+
+
+def test_a_method_whose_cells_are_gone_is_left_out_and_not_measured_again(
+    copy: Path, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (copy / "cells").rglob("*.json"):
+        if json.loads(path.read_text())["key"]["method"] == "loco":
+            path.unlink()
+    before = cells(copy)
+    found = again(world, copy)
+    assert [each["name"] for each in found["methods"]] == ["random-x"]
+    assert "not all its cells" in found["absent"]["LOCO Edit"]
+    assert cells(copy) == before
+    assert set(rows(copy)["method"].to_pylist()) == {"random-x"}
+
+
+def test_another_recipe_starts_afresh_says_so_once_and_takes_nothing_away(
+    copy: Path, world: Path, dots: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = again(world, copy, "--method", "none", "--figure", "dots")
+    other = world / "other.yaml"
+    other.write_text((world / "recipe.yaml").read_text() + "\nseed: 7\n")
+    capsys.readouterr()
+    found = again(world, copy, "--method", "none", "--figure", "more", recipe="other.yaml")
+    said = [line for line in capsys.readouterr().err.splitlines() if "of another model, recipe or images" in line]
+    assert len(said) == 1 and "comparison.json, figures/dots.json:" in said[0]
+    assert found["methods"] == [] and list(found["figures"]) == ["more"]
+    assert "random-x" not in (copy / "index.html").read_text()
+    assert not (copy / "comparison.md").exists() and not (copy / "comparison.parquet").exists()
+    back = again(world, copy)
+    assert back["methods"] == before["methods"] and back["figures"] == before["figures"]
+
+
+def test_a_recipe_under_another_name_is_the_same_recipe(copy: Path, world: Path) -> None:
+    other = world / "named.yaml"
+    other.write_text((world / "recipe.yaml").read_text().replace("name: tiny", "name: renamed"))
+    found = again(world, copy, recipe="named.yaml")
+    assert found["facts"]["recipe"] == "renamed" and len(found["methods"]) == 2
+
+
+def test_rows_that_cannot_be_drawn_any_more_are_left_out_and_told(
+    world: Path, tmp_path: Path, dots: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    again(world, tmp_path, "--method", "none", "--figure", "dots", "--figure", "more")
+    file = tmp_path / "figures" / "dots.json"
+    content = parsed(file.read_text())
+    file.write_text(json.dumps({**content, "rows": [{"other": 1}]}))
+    assert list(again(world, tmp_path)["figures"]) == ["more"]
+    assert "dots.json cannot be drawn (KeyError)" in capsys.readouterr().err
+
+
+def test_what_is_infinite_is_told_from_what_was_not_measured(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Planted` edits leave every pixel outside the region as it was."""
+    monkeypatch.setitem(METHODS, "still", type("Still", (Planted,), {"name": "still"}))
+    found = again(world, tmp_path, "--images", 1, "--choosing", 0, "--method", "still")["methods"][0]
+    assert found["psnr"]["estimate"] == found["psnr"]["high"] == "inf"
+    assert found["lpips"]["estimate"] is None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from flows.evaluation.ceiling import perfect_images, perfect_transfer
 from flows.evaluation.tables import over
 from flows.evaluation.trials import Case, Trial, best_of_both_signs, run_trials
 from flows.paths import builtin_folder
@@ -18,6 +19,7 @@ from pipeline.faces.factors import FACTORS, factors_of
 from pipeline.faces.render import render
 from pipeline.intervals import figure
 from pipeline.methods.contract import About, Found, Method, Refused, Subject
+from pipeline.metrics import EditSuccess, rms_inside
 from pipeline.reader import AttributeReader
 
 REGIONS = ("left_eye", "mouth", "hair")
@@ -136,6 +138,50 @@ def test_a_transfer_counts_only_with_the_factor_and_sign_of_home(
     (same,) = run_trials(judge, method, [Case(edit, subjects[1], like=home.verdict)])
     (turned,) = run_trials(judge, method, [Case(edit, subjects[1], like=home.verdict).turned(-1.0)])
     assert same.success and not turned.success
+
+
+def test_the_better_sign_is_never_worse_than_either_sign_alone(
+    subjects: list[Subject], reader: AttributeReader
+) -> None:
+    method, judge = Perfect(), Judge(reader, {region: region for region in REGIONS})
+    cases = [Case(Found(region, 0.3), subject) for subject in subjects for region in REGIONS]
+    ways = [run_trials(judge, method, [case.turned(sign) for case in cases]) for sign in (1.0, -1.0)]
+    for best, plus, minus in zip(best_of_both_signs(judge, method, cases), *ways, strict=True):
+        assert best.success == (plus.success or minus.success)
+        assert best.roir in [trial.roir for trial in (plus, minus) if trial.success == best.success]
+
+
+def test_a_strength_already_tried_is_not_decoded_again(subjects: list[Subject], reader: AttributeReader) -> None:
+    decoded: list[str] = []
+
+    class Counted(Perfect):
+        def apply(self, edits: Sequence[Found], subjects: Sequence[Subject], strengths: torch.Tensor) -> torch.Tensor:
+            decoded.extend(subject.name for subject in subjects)
+            return super().apply(edits, subjects, strengths)
+
+    judge = Judge(reader, {region: region for region in REGIONS})
+    settled = run_trials(judge, Counted(), [Case(Found("mouth", 0.3), subjects[0])])[0].strength
+    decoded.clear()
+    # The first settles at once, and waits while the second, far too weak, is searched for.
+    cases = [Case(Found("mouth", settled), subjects[0]), Case(Found("mouth", 0.01), subjects[1])]
+    assert all(trial.reached for trial in run_trials(judge, Counted(), cases))
+    assert decoded.count("0") == 2 < decoded.count("1")  # once for the reconstruction
+
+
+def test_a_perfect_edit_is_just_visible_and_needs_room_in_the_factors_range(
+    subjects: list[Subject], reader: AttributeReader
+) -> None:
+    judge, mask = Judge(reader, {}), subjects[0].masks["mouth"]
+    truth = dict(zip(FACTORS, subjects[0].x_t.tolist(), strict=True))
+    middle, wide = {**truth, "mouth_opening": 0.5}, {**truth, "mouth_opening": 1.0}
+    before, after = perfect_images(middle, mask, "mouth_opening", 1.0)
+    assert 0.15 <= float(rms_inside((after - before)[None], mask)) < 0.2
+    before, after = perfect_images(wide, mask, "mouth_opening", 1.0)
+    assert torch.equal(before, after)
+    opened = EditSuccess(True, "mouth_opening", 0.3, "nose_width", 0.0, 0.1)
+    assert perfect_transfer(judge.read, middle, mask, "mouth", opened)
+    assert not perfect_transfer(judge.read, wide, mask, "mouth", opened)
+    assert perfect_transfer(judge.read, wide, mask, "mouth", replace(opened, move=-0.3))
 
 
 def test_a_strength_limit_that_is_too_low_is_told(subjects: list[Subject], reader: AttributeReader) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flows.evaluation import homes as module
-from flows.evaluation.homes import Homes, apply_all, at_timestep, combined
+from flows.evaluation.homes import Homes, apply_all, combined
 from pipeline.errors import InputError
 from pipeline.methods.components import IndividualSettings
 from pipeline.methods.contract import Found, Refused
@@ -82,9 +82,9 @@ def test_pictures_are_kept_of_the_first_images_only(tmp_path: Path, monkeypatch:
 
 
 def test_another_timestep_finds_other_edits_and_keeps_the_windows_shares(tmp_path: Path) -> None:
-    settings = at_timestep(IndividualSettings(timestep=0.4, window=(0.4, 0.1)), 0.6)
+    settings = IndividualSettings(timestep=0.4, window=(0.4, 0.1)).at_timestep(0.6)
     assert settings.timestep == 0.6 and settings.window == pytest.approx((0.6, 0.15))
-    assert at_timestep(IndividualSettings(window=None), 0.2).window is None
+    assert IndividualSettings(window=None).at_timestep(0.2).window is None
     found = Homes(small_setup(tmp_path), 1)
     keys = [found.key(found.method("loco", at), found.images[0]) for at in (None, 0.5)]
     assert keys[0] != keys[1]

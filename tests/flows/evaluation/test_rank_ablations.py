@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,20 @@ def test_cells_without_room_are_empty_and_sentences_follow_the_rows() -> None:
     text = " ".join(ABLATION_RANKS.conclude(rows))
     assert "lowest at joint rank 5 with individual rank 1, 0.40" in text and "highest at 0 with 1, 0.90" in text
     assert "blocks of rank 4" in text and "succeed" not in text
+
+
+def test_one_pair_of_ranks_is_neither_lowest_nor_highest() -> None:
+    text = " ".join(ABLATION_RANKS.conclude([row(0, 1, 0.4, success=True, move=0.2, factor="f")]))
+    assert "0.40 at joint rank 0 with individual rank 1, the only ranks there was room for; blocks of rank 4" in text
+    assert "lowest" not in text and "highest" not in text and "Without a joint part" not in text
+    assert re.search(r"Of the edits, 1\.00.* succeed\.", text) and "Most edits" not in text
+
+
+def test_ranks_that_are_all_alike_are_said_to_be() -> None:
+    rows = [row(joint, 1, 0.4, success=False, move=0.2, factor="f") for joint in (0, 5)]
+    text = " ".join(ABLATION_RANKS.conclude(rows))
+    assert "The median ROIR is 0.40 at all 2 pairs of ranks" in text and "lowest" not in text
+    assert re.search(r"Of the edits, 0\.00.* succeed at each of these pairs\.", text)
 
 
 def test_a_model_without_a_bottleneck_has_no_ranks_to_compare(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from flows.evaluation.pictures import decoded, encoded
 from flows.evaluation.report import Drawn, EvaluationPage, render
+from flows.evaluation.tables import line
 from pipeline.methods.contract import About
-from tests.flows.evaluation.rows import cell, home, line_of, refused
+from tests.flows.evaluation.rows import ABOUT, cell, home, line_of, refused
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>https://evil.example/"
 VOID = ("meta", "img", "br", "hr")
@@ -116,7 +117,7 @@ def test_pictures_and_plots_are_embedded_as_they_were() -> None:
 def test_the_page_says_what_the_tables_say() -> None:
     text = Read(render(full())).text
     assert "Local edit success" in text or "local edit success" in text
-    assert "1.00 (1.00 to 1.00)" in text and "cannot" in text and "refused" in text
+    assert "0.40 (0.40 to 0.40)" in text and "cannot" in text and "refused" in text
     assert "plain: plain" in text
 
 
@@ -125,6 +126,48 @@ def test_only_the_best_of_a_column_has_a_star() -> None:
     page = render(full(lines=lines))
     best = page.split("ROIR, median")[1].split("<tbody>")[1].split("</tbody>")[0]
     assert '<td class="best">0.20 (0.20 to 0.20)</td>' in best and "<td>0.40 (0.40 to 0.40)</td>" in best
+
+
+def test_all_that_share_the_best_of_a_column_have_a_star() -> None:
+    lines = [line_of("loco", home("a", roir=0.2)), line_of("rival", home("a", roir=0.2)), line_of("x", home("a"))]
+    page = render(full(lines=lines))
+    best = page.split("ROIR, median")[1].split("<tbody>")[1].split("</tbody>")[0]
+    assert best.count('<td class="best">0.20 (0.20 to 0.20)</td>') == 2 and "<td>0.40 (0.40 to 0.40)</td>" in best
+
+
+def test_the_page_says_how_settings_came_about_and_claims_no_choice_that_was_not_made() -> None:
+    lines = [line_of("loco", home("a")), line_of("random-x", home("a"))]
+    row = {"settings": {"timestep": 0.4}, "success": 0.5, "visible": 1.0, "roir": 0.3}
+
+    def told(tried: dict[str, Any]) -> str:
+        return Read(render(full(lines=lines, tried=tried, remarks=[]))).text
+
+    assert "did best" not in told({}) and "of which nothing was chosen here" in told({})
+    assert "did best on other images (loco) or the only ones there are (all others)" in told({"loco": [row]})
+    assert "with the settings that did best on other images, at" in told({"loco": [row], "random-x": [row]})
+
+
+def test_the_page_says_what_refused_edits_count_in_and_how_many_there_are() -> None:
+    text = Read(render(full(lines=[line_of("loco", home("a"), refused("a", "hair"), refused("b"))]))).text
+    assert "counts as failed in success and transfer success, and as infinite in ROIR" in text
+    assert "attributes moved are over the edits that were made. Refused: 2 of 3 edits" in text
+
+
+def test_the_page_says_that_inversion_is_in_no_column_of_cost_and_how_long_it_takes() -> None:
+    lines = [line("loco", ABOUT, {"inversion_steps": steps}, 1, 0.0, [cell(home("a"))]) for steps in (40, 40, 60)]
+    assert "inversion of the picture, the same 40 steps for every method" in render(full(lines=lines[:2]))
+    assert "inversion of the picture, the same for every method" in render(full(lines=lines))
+
+
+def test_settings_that_were_tried_where_nothing_reads_attributes_have_no_success() -> None:
+    row = {"settings": {"timestep": 0.4}, "visible": 0.75, "roir": 0.3}
+    table = render(full(tried={"loco": [row]})).split('id="settings"')[1]
+    assert "<tr><td>0.4</td><td>-</td><td>0.75</td><td>0.3</td></tr>" in table
+
+
+def test_a_quick_figure_is_said_to_be_one() -> None:
+    assert "Quick:" in render(full(figures=[Drawn("a", "b", {}, [], quick=True)]))
+    assert "Quick:" not in render(full(figures=[Drawn("a", "b", {}, [])]))
 
 
 def test_a_page_of_only_figures_has_no_empty_tables() -> None:

@@ -8,8 +8,22 @@ from dataclasses import replace
 
 import pytest
 
-from flows.evaluation.tables import FIRST, SECOND, line, markdown, remarks, shown, targets, why, winners
+from flows.evaluation.tables import (
+    FIRST,
+    SECOND,
+    Line,
+    Winners,
+    line,
+    markdown,
+    remarks,
+    shown,
+    stars,
+    targets,
+    why,
+    winners,
+)
 from pipeline.intervals import Figure
+from pipeline.methods.blended import BlendedDiffusion
 from pipeline.methods.contract import About
 from tests.flows.evaluation.rows import ABOUT, cell, edit, find, home, line_of, lines_of, refused, transfer
 
@@ -69,9 +83,9 @@ def test_a_figure_is_shown_with_its_interval_and_none_as_a_dash() -> None:
 
 def test_the_best_wins_a_column_and_those_within_their_interval_are_named_beside_it() -> None:
     lines = lines_of(loco=[0.4] * 9, rival=[0.3, 0.5] * 5, other=[0.9] * 9, best=[0.35] * 9)
-    assert winners(lines)["ROIR, median"] == ["best", "rival"]  # less is better
+    assert winners(lines)["ROIR, median"] == Winners(["best"], ["rival"])  # less is better
     higher = [replace(each, ssim=Figure(0.1 * i, 0.1 * i, 0.1 * i, 9)) for i, each in enumerate(lines)]
-    assert winners(higher)["SSIM outside"] == ["best"]  # more is better
+    assert winners(higher)["SSIM outside"] == Winners(["best"], [])  # more is better
     assert "LPIPS (AlexNet) outside" not in winners(lines)  # nobody has any
 
 
@@ -83,20 +97,89 @@ def test_a_remark_is_made_where_a_rival_wins_and_none_where_a_paper_of_ours_does
     assert not any(sentence.startswith("ROIR") for sentence in remarks([replace(rival, name="individual"), ours]))
 
 
-def test_a_remark_says_what_else_is_true_of_the_winner() -> None:
-    weak = line_of("rival", *(home(str(i), limited=True, success=False, failure="ROIR above 1") for i in range(4)))
-    told = why(weak)
-    assert "4 of its 4 edits never became visible" in told
-    assert "0% of its edits succeed (most fail: ROIR above 1)" in told
-    trained = line_of("asyrp", home("a"), about=replace(ABOUT, supervision="attribute reader"), images=64)
-    assert why(trained) == " Its line: it is told the attribute (attribute reader) and learns from 64 images."
-    assert why(line_of("loco", home("a"))) == ""
+def test_all_that_share_the_best_figure_win_in_whatever_order_they_come() -> None:
+    lines = lines_of(rival=[0.2] * 3, loco=[0.2] * 3, other=[0.3] * 3)
+    for order in (lines, lines[::-1]):
+        assert set(winners(order)["ROIR, median"].best) == {"rival", "loco"}
+        assert {name for title, name in stars(order) if title == "ROIR, median"} == {"rival", "loco"}
+        assert markdown(order).count("**0.20 (0.20 to 0.20)**") == 2
+
+
+def test_a_remark_names_ties_and_our_own_method_does_not_beat_an_equal_rival_in_silence() -> None:
+    loco, rival, other = (
+        replace(each, about=replace(ABOUT, title=each.name.upper()))
+        for each in lines_of(loco=[0.2] * 3, rival=[0.2] * 3, other=[0.4] * 3)
+    )
+    said = remarks_on("ROIR, median", [rival, loco, other])
+    assert "LOCO and RIVAL share the best figure, 0.20." in said and "reason" not in said
+    said = remarks_on("ROIR, median", [replace(loco, name="third"), rival, replace(other, name="loco")])
+    assert "LOCO and RIVAL share the best figure, 0.20 (loco 0.40" in said
+
+
+def test_nobody_wins_a_column_in_which_nobody_has_anything() -> None:
+    failed = [line_of(name, home("a", success=False, move=0.0), transfer("a", True, False)) for name in ("loco", "x")]
+    won = winners(failed)
+    assert not {"local edit success", "transfer success", "own attribute moved"} & won.keys()
+    assert won["SSIM outside"].best == ["loco", "x"]
+    assert "ROIR, median" not in winners([line_of("loco", refused("a"))])
+    assert not [said for said in remarks(failed[1:]) if "success:" in said]
+
+
+def remarks_on(title: str, lines: list[Line]) -> str:
+    """The one remark on who wins a column."""
+    (said,) = [
+        sentence for sentence in remarks(lines) if sentence.startswith(f"{title}:") and "best figure" in sentence
+    ]
+    return said
+
+
+COLUMNS = {column.name: column for column in FIRST + SECOND}
+
+
+def reasons(winner: Line) -> dict[str, list[str]]:
+    """What explains a good figure in each column."""
+    return {name: why(winner, column) for name, column in COLUMNS.items()}
+
+
+def test_a_method_that_pastes_the_source_is_said_to_in_the_columns_that_it_explains() -> None:
+    pasted = "it pastes the source's own pixels outside the mask"
+    about = BlendedDiffusion.about
+    found = reasons(line_of("blended", home("a"), about=about))
+    assert {name for name, own in found.items() if own == [pasted]} == {"roir", "psnr", "ssim", "lpips"}
+    assert not [own for name, own in found.items() if pasted in own and name not in ("roir", "psnr", "ssim", "lpips")]
+    said = remarks_on(
+        "ROIR, median", [line_of("blended", home("a", roir=0.0), about=about), line_of("loco", home("a"))]
+    )
+    assert f"(loco 0.40 (0.40 to 0.40)). What may explain it: {pasted}." in said and "told the attribute" not in said
+
+
+def test_a_reason_is_given_only_in_columns_that_it_explains() -> None:
+    weak = reasons(line_of("rival", *(home(str(i), limited=True) for i in range(4))))
+    assert weak["ssim"] == ["4 of its 4 edits stay too weak to be seen"] == weak["other_move"]
+    assert weak["roir"] == weak["own_move"] == weak["success"] == []
+    lost = reasons(line_of("rival", home("a"), home("b"), refused("c")))
+    assert lost["psnr"] == ["1 of its 3 edits were refused and are not counted here"]
+    assert lost["roir"] == lost["success"] == []  # there they count as failed
+    failing = reasons(line_of("rival", *(home(str(i), success=False, failure="ROIR above 1") for i in range(4))))
+    assert failing["own_move"] == ["only 0% of its edits succeed (most fail: ROIR above 1)"]
+    about = replace(ABOUT, supervision="attribute reader")
+    trained = reasons(line_of("asyrp", home("a"), about=about, images=64))
+    assert trained["success"] == ["it is told the attribute (attribute reader) and learns from 64 images"]
+    assert trained["ssim"] == trained["kid"] == []
+
+
+def test_where_no_reason_is_known_a_remark_says_so_and_whether_it_may_be_chance() -> None:
+    rival, loco = lines_of(rival=[0.2] * 5, loco=[0.4] * 5)
+    said = remarks_on("ROIR, median", [rival, loco])
+    assert "No reason is known for a method." in said and "chance" not in said
+    rival, loco = lines_of(rival=[0.3] * 5, loco=[0.2, 0.4, 0.4, 0.4, 0.2])
+    assert "The interval of loco reaches it, so it may be chance." in remarks_on("ROIR, median", [rival, loco])
 
 
 def test_how_far_a_perfect_editor_transfers_is_said_beside_what_loco_does() -> None:
     tried = line_of("loco", home("a"), transfer("a", True, False, True), transfer("a", True, True, True))
     (said,) = [sentence for sentence in remarks([tried]) if sentence.startswith("Transfer success")]
-    assert "has 0.50" in said and "1.00 (1.00 to 1.00) on the same pairs" in said
+    assert "has 0.50" in said and re.search(r"has 1\.00 \(0\.\d\d to 1\.00\) on the same pairs", said)
     untold = line_of("loco", home("a"), transfer("a", True, True))
     assert remarks([untold]) == []  # the truth of these images is not known
 

@@ -52,9 +52,9 @@ def finds(monkeypatch: pytest.MonkeyPatch) -> list[type[Rival]]:
     """Both methods planted, choosing on two images; the classes count what they find."""
     monkeypatch.setattr(tuning, "IMAGES", 2)
     kinds = [
-        type("L", (Rival,), {"name": "loco", "about": Loco.about, "settings_class": LocoSettings, "finds": 0}),
-        type("I", (Rival,), {"name": "individual", "about": Individual.about, "settings_class": IndividualSettings,
-                             "finds": 0}),
+        type(kind.name, (Rival,), {"name": kind.name, "about": kind.about, "settings_class": kind.settings_class,
+                                   "told": kind.told, "finds": 0})
+        for kind in (Loco, Individual)
     ]  # fmt: skip
     for kind in kinds:
         monkeypatch.setitem(METHODS, kind.name, kind)
@@ -126,7 +126,7 @@ def test_the_search_finds_the_best_settings_and_writes_a_recipe_that_mines_them(
     assert world.denoiser.info.fingerprint == own.denoiser.info.fingerprint
     assert [i.image_id for i in world.images("mine", 3)] == [i.image_id for i in own.images("mine", 3)]
     assert base_settings(METHODS["loco"], world).timestep == 0.5
-    assert tuned.recipe.read_text().startswith("# Chosen by `rhumb evaluate --tune` on 2 images: loco: success 0.0")
+    assert tuned.recipe.read_text().startswith("# Chosen by `rhumb evaluate --tune` on 2 images: loco: visible 1.0")
 
 
 def test_a_rerun_measures_nothing_and_says_the_same(
@@ -148,18 +148,38 @@ def test_every_cell_is_paid_once_though_candidates_share_it(
     assert tuned.passes == products + sum(cell["passes"] for cell in cells)
 
 
-def test_the_budget_stops_between_rounds_and_a_larger_one_goes_on(
+def test_the_budget_stops_between_candidates_and_a_larger_one_goes_on(
     small: Recipe, finds: Sequence[type[Rival]], tmp_path: Path
 ) -> None:
     first = tune(small, tmp_path / "out", budget=1)
-    assert not first.finished and {row["setting"] for row in first.tried} == {"timestep"}
-    assert first.passes > 1 and settings_of(first)[:2] == (0.5, small.method.loco.null_rank)
+    assert not first.finished and len(first.tried) == 1 and first.passes > 1
+    assert settings_of(first)[:2] == (small.method.timestep, small.method.loco.null_rank)
     before = sum(kind.finds for kind in finds)
     second = tune(small, tmp_path / "out", budget=first.passes + 1)
-    assert not second.finished and second.tried[: len(first.tried)] == first.tried
-    assert {row["setting"] for row in second.tried} == {"timestep", "null space"}
-    assert sum(kind.finds for kind in finds) - before == 2 * (len(second.tried) - len(first.tried) - 1)
-    assert second.passes > first.passes
+    assert not second.finished and len(second.tried) == 2 and second.tried[:1] == first.tried
+    assert sum(kind.finds for kind in finds) - before == 2 * 2  # two methods on two images
+    whole = len(tuning.TIMESTEPS)
+    rows = tune(small, tmp_path / "out", budget=10**6).tried[:whole]
+    third = tune(small, tmp_path / "out", budget=sum(row["passes"] for row in rows) + 1)
+    assert third.tried[:whole] == rows and {row["setting"] for row in third.tried[whole:]} == {"null space"}
+    assert settings_of(third)[0] == 0.5
+
+
+def test_a_search_without_as_many_images_takes_those_there_are(
+    small: Recipe, finds: Sequence[type[Rival]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "IMAGES", 100)
+    tuned = tune(small, tmp_path / "out", budget=1)
+    assert "on 3 images" in tuned.recipe.read_text() and finds[0].finds == 3
+
+
+def test_options_that_a_search_would_ignore_are_refused(
+    small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "world" / "recipe.yaml"
+    given = ("--tune", "--quick", "--images", 3, "--method", "loco", "--out", tmp_path / "out")
+    assert run("evaluate", path, *given) == 2
+    assert "--quick, --method, --images" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_evidence_is_json_that_anybody_reads(small: Recipe, finds: Sequence[type[Rival]], tmp_path: Path) -> None:
@@ -170,6 +190,17 @@ def test_the_evidence_is_json_that_anybody_reads(small: Recipe, finds: Sequence[
     assert (content["budget"], content["passes"], content["finished"]) == (1, tuned.passes, False)
     assert content["tried"][0]["loco: roir"] is None  # infinite: everything was refused
     assert content["recipe"] == small.name
+
+
+def test_the_digest_beside_the_recipe_holds_every_row_that_was_tried_in_words(
+    small: Recipe, finds: Sequence[type[Rival]], tmp_path: Path
+) -> None:
+    tuned = tune(small, tmp_path / "out", budget=1)
+    rows = parsed(tuned.recipe.with_suffix(".tuning.json").read_text())
+    assert [row["setting"] for row in rows] == ["timestep"] * len(tuned.tried)
+    assert [row["individual: roir"] for row in rows] == [round(row["individual: roir"], 2) for row in tuned.tried]
+    assert rows[0]["settings"] == "timestep 0.35, h_window [0.35, 0.0]"
+    assert all(isinstance(cell, str | int | float) for row in rows for cell in row.values())
 
 
 def test_a_model_without_bottleneck_is_tuned_in_x_space(
@@ -205,4 +236,4 @@ def test_the_command_tunes_and_says_what_it_tried(
     assert "the budget of 1 passes was spent" in said and "tuned.yaml" in said
     assert run(*command, "--json") == 0
     answer = parsed(capsys.readouterr().out)
-    assert answer["recipe"] == str(tmp_path / "out" / "tuned.yaml") and len(answer["tried"]) == len(tuning.TIMESTEPS)
+    assert answer["recipe"] == str(tmp_path / "out" / "tuned.yaml") and len(answer["tried"]) == 1

@@ -1,0 +1,155 @@
+"""What earlier calls have left in an evaluation's folder: figures with their rows, and the comparison last asked for.
+
+Each names what it is of. What is of another model, recipe or images is told apart, and what is damaged is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.console import plain
+from flows.evaluation.cells import VERSION, Cell, Cells, Rows, write
+from flows.evaluation.comparison import FULL, Size
+from flows.evaluation.world import World, shipped_folder
+
+_MOST = 10**9  # images
+_NUMBERS = {text: float(text) for text in ("inf", "-inf", "nan")}
+
+
+class MissingCellError(Exception):
+    """A cell that would have to be measured."""
+
+
+class ReadCells(Cells):
+    """The cells of a world that are read and never measured: `get` raises MissingCellError."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.folder / "cells", also=[shipped_folder() / "cells"])
+
+    def get(self, experiment: str, key: Mapping[str, Any], make: Callable[[], Rows]) -> Cell:
+        def refuse() -> Rows:
+            raise MissingCellError(experiment)
+
+        return super().get(experiment, key, refuse)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The comparison that was last asked for: its methods in their order, and how much was measured of each."""
+
+    methods: tuple[str, ...]
+    size: Size
+
+
+@dataclass(frozen=True)
+class KeptFigure:
+    """A figure's rows, and whether few images and points were asked for."""
+
+    rows: Rows
+    quick: bool
+
+
+def identity(world: World) -> dict[str, Any]:
+    """What figures and comparisons of one folder must share: the recipe's content but for its name, the model, and the
+    first held-out image, as a recipe names places in which other images may lie.
+
+    Raises:
+        InputError: no held-out image.
+    """
+    return {"recipe": world.recipe.fingerprint(), "version": VERSION, **world.key(world.up_to("holdout", 1))}
+
+
+class Kept:
+    """The files of one folder that are `of` one model, recipe and images."""
+
+    def __init__(self, folder: Path, of: Mapping[str, Any]) -> None:
+        self.folder, self._of = folder, dict(of)
+
+    def others(self) -> list[str]:
+        """Files that are of another model, recipe or images."""
+        paths = [self._comparison, *sorted((self.folder / "figures").glob("*.json"))]
+        found = {path: _read(path) for path in paths}
+        return [str(path.relative_to(self.folder)) for path, own in found.items() if own and not self._ours(own)]
+
+    def comparison(self) -> Asked | None:
+        """The comparison last asked for; None where there is none, or nobody could have asked for it."""
+        content = _read(self._comparison)
+        if content is None or not self._ours(content):
+            return None
+        size, methods = content.get("size"), content.get("methods")
+        kinds = {f.name: type(getattr(FULL, f.name)) for f in fields(Size)}
+        if not isinstance(size, dict) or {name: type(value) for name, value in size.items()} != kinds:
+            return None
+        if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
+            return None
+        asked = Size(**size)
+        sound = 1 <= asked.chunk <= asked.images <= _MOST and 0 <= asked.choosing <= _MOST and asked.others >= 0
+        return Asked(tuple(methods), asked) if sound else None
+
+    def keep_comparison(self, asked: Asked) -> None:
+        content = {"of": self._of, "size": asdict(asked.size), "methods": list(asked.methods)}
+        write(self._comparison, json.dumps(strict(content), indent=1) + "\n")
+
+    def figure(self, name: str) -> KeptFigure | None:
+        """A figure that was measured here; None where it was not."""
+        content = _read(self._figure(name))
+        if content is None or not self._ours(content):
+            return None
+        rows, quick = content.get("rows"), content["of"].get("quick")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not isinstance(quick, bool):
+            return None
+        return KeptFigure(_numbers(rows), quick)
+
+    def keep_figure(self, name: str, figure: KeptFigure) -> None:
+        content = {"of": {**self._of, "quick": figure.quick}, "rows": figure.rows}
+        write(self._figure(name), json.dumps(strict(content, nan="nan"), indent=1) + "\n")
+
+    @property
+    def _comparison(self) -> Path:
+        return self.folder / "comparison.json"
+
+    def _figure(self, name: str) -> Path:
+        return self.folder / "figures" / f"{name}.json"
+
+    def _ours(self, content: Mapping[str, Any]) -> bool:
+        return {name: value for name, value in content["of"].items() if name != "quick"} == strict(self._of)
+
+
+def strict(value: Any, nan: str | None = None) -> Any:
+    """`value` as strict JSON that tells infinity from nothing: "inf" and "-inf", and `nan` for what is no number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return nan if math.isnan(value) else str(float(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: strict(getattr(value, f.name), nan) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): strict(item, nan) for key, item in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        return strict(value.tolist(), nan)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [strict(item, nan) for item in value]
+    return plain(value)
+
+
+def _numbers(value: Any) -> Any:
+    """What `strict` has written, with its numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return _NUMBERS.get(value, value) if isinstance(value, str) else value
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A file that says what it is of; None where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("of"), dict) else None
