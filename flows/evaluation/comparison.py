@@ -22,7 +22,7 @@ from flows.evaluation.world import Split, World, shipped_folder
 from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS, OWNER
 from pipeline.methods.choices import METHODS
-from pipeline.methods.contract import Method, Settings, Subject
+from pipeline.methods.contract import Method, Settings
 from pipeline.methods.guidance import reader_goals
 
 _EXPERIMENT: dict[Split, str] = {"mine": "choosing", "holdout": "comparison"}
@@ -190,7 +190,7 @@ class Comparison:
         method = self._made(name, settings)
         if method.images <= 1:
             return method
-        subjects, key = self._lessons(name, method)
+        images, key = self._lessons(name, method)
         path = self.world.folder / "learned" / f"{digest(key)}.safetensors"
         known = (path, shipped_folder() / "learned" / path.name) if self.cells.has("learning", key) else ()
         for file in known:
@@ -202,6 +202,7 @@ class Comparison:
             except (SafetensorError, InputError) as error:
                 complain(f"{file}: not what {name} has learned, so it learns again ({error})")
                 method = self._made(name, settings)
+        subjects = self.world.subjects(images, method.timestep, method.settings.inversion_steps)
         begun = time.monotonic()
         method.learn(subjects, _percent(name))
         cost = {"seconds": time.monotonic() - begun, "backward": method.cost.backward, "images": len(subjects)}
@@ -222,12 +223,11 @@ class Comparison:
         guide = self.world.captions.reader(self.world.denoiser.device) or self.world.reader
         return kind_of(name)(self.world.denoiser, settings, guide)
 
-    def _lessons(self, name: str, method: Method) -> tuple[list[Subject], dict[str, Any]]:
+    def _lessons(self, name: str, method: Method) -> tuple[list[SourceImage], dict[str, Any]]:
         """The images a method learns from, none of which its settings are chosen on, and the key of what it learns."""
         images = self.world.images("mine", method.images, skip=self.size.choosing)
-        subjects = self.world.subjects(images, method.timestep, method.settings.inversion_steps)
         told = self.world.captions.evidence()
-        return subjects, {**self.world.key(subjects), **told, "method": name, "settings": method.settings.as_dict()}
+        return images, {**self.world.key(images), **told, "method": name, "settings": method.settings.as_dict()}
 
 
 def _percent(name: str) -> Callable[[int, int], None]:

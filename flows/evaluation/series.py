@@ -14,7 +14,7 @@ Curve = list[tuple[float, float, float, float]]
 
 
 def statistic(rows: Rows, value: Value, kind: Kind = "median") -> Figure:
-    """A value's median or mean over rows, with its interval by bootstrap over their images."""
+    """A value's median or mean over rows, with its interval over their images."""
     values = [float(row[value] if isinstance(value, str) else value(row)) for row in rows]
     return figure(values, [row["image"] for row in rows], kind)
 

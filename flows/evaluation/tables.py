@@ -139,7 +139,7 @@ def line(
 
 
 def over(rows: Rows, name: str, statistic: str = "median", *, absolute: bool = False) -> Figure:
-    """A figure over rows that have it, with its interval by bootstrap over images; NaN over none."""
+    """A figure over rows that have it, with its interval (`pipeline.intervals.figure`); NaN over none."""
     own = [row for row in rows if row.get(name) is not None]
     values = [abs(float(row[name])) if absolute else float(row[name]) for row in own]
     if not values:
