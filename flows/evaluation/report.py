@@ -98,7 +98,7 @@ _REFUSED = (
 )
 _COSTS = (
     "Seconds and passes leave out the inversion of the picture, the same {steps}for every method but those that need "
-    "none."
+    "none. A transfer edit is one of another image than its own, moved there; of methods that cannot transfer, its own."
 )
 
 
@@ -121,8 +121,8 @@ def _settings(page: EvaluationPage) -> str:
 
 
 def _first(lines: Sequence[Line]) -> Markup:
-    header = ("method", "paper", *(c.title for c in FIRST), "images", "learning, s", "finding an edit, s", "an edit, s",
-              "one step", "supervision", "theory", "localised")  # fmt: skip
+    header = ("method", "paper", *(c.title for c in FIRST), "images", "learning, s", "finding an edit, s",
+              "transfer edit, s", "one step", "supervision", "theory", "localised")  # fmt: skip
     rows = [
         [e.about.title, e.about.paper, *_cells(e, lines, FIRST), e.images, f"{e.learn_seconds:.0f}",
          f"{e.find_seconds:.2f}", f"{e.edit_seconds:.2f}", _YES[e.about.one_step], e.about.supervision,

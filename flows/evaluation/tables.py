@@ -264,7 +264,7 @@ def markdown(lines: Sequence[Line]) -> str:
             made.append(f"**{text}**" if (column.title, each.name) in best else text)
         return made
 
-    first = ["method", *(c.title for c in FIRST), "images", "learning, s", "finding, s", "edit, s", "one step",
+    first = ["method", *(c.title for c in FIRST), "images", "learning, s", "finding, s", "transfer edit, s", "one step",
              "supervision", "theory", "localised"]  # fmt: skip
     second = ["method", *(c.title for c in SECOND), "passes to find", "refused", "at limit", "transfer as it is",
               "a perfect editor"]  # fmt: skip
