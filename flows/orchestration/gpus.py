@@ -14,7 +14,7 @@ from flows.devices import gpu_names, only
 from flows.run_settings import RunSettings
 
 PREFIX = "rhumb-gpu-"
-_TRY_SECONDS = 1.0  # for one GPU, where any will do
+_TRY_SECONDS = 10.0  # for one GPU that is free: a busy server takes its time
 _AGAIN_SECONDS = 5.0
 
 
@@ -58,13 +58,20 @@ def _limits(names: Sequence[str], patience: float | None = None) -> Iterator[Non
         yield
 
 
+def _free(names: Sequence[str]) -> list[str]:
+    """Those of some GPUs that nobody holds now."""
+    with get_client(sync_client=True) as client:
+        limits = {name: client.read_global_concurrency_limit_by_name(PREFIX + name) for name in names}
+    return [name for name, limit in limits.items() if limit.active_slots < limit.limit]
+
+
 @contextmanager
 def _some(names: Sequence[str], wanted: int) -> Iterator[list[str]]:
     """Hold any so many of some GPUs. None is kept while there are too few, so that no two runs wait for each other."""
     while True:
         with ExitStack() as stack:
             held: list[str] = []
-            for name in names:
+            for name in _free(names):
                 if len(held) < wanted:
                     try:
                         stack.enter_context(_limits([name], _TRY_SECONDS))
