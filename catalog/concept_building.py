@@ -20,14 +20,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catalog.alignment import mask_centres, moved, unit_rows
 from catalog.clustering import sign_blind_clusters
+from catalog.concept_tables import form_of, rewritten, written_form
 from catalog.concepts import Concept, concepts_table, read_concepts
-from catalog.pictures import encode_png
 from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.records import content_id
+from catalog.schema import ROW_GROUP
 
 ALIKE = 0.5
 LEAST = 3
@@ -95,23 +97,27 @@ def build_concepts(
 
     Cost per group of n directions: reads every vector once, and members twice more where all together take over half
     a gigabyte; one mask per image; memory half a gigabyte twice, then 8 KB per direction (sketches of 512 entries,
-    effects whole twice); see `clustering` for products.
+    effects whole twice), and the concepts of one group; see `clustering` for products.
     """
     layout = catalog.layout
-    shapes, left_out = (layout.spaces, layout.effect_shape), layout.left_out
-    known = read_concepts(former, *shapes, left_out=left_out) if former is not None else []
-    done = [concept for concept in known if regions is not None and concept.region not in regions]
-    taken = {concept.concept_id for concept in known}
+    known = former if former is not None else written_form(layout).schema.empty_table()
+    form, done, taken = form_of(known.schema, layout), [written_form(layout).schema.empty_table()], set[str]()
+    for start in range(0, known.num_rows, ROW_GROUP):
+        rows = known.slice(start, ROW_GROUP)
+        taken |= {concept.concept_id for concept in read_concepts(rows, catalog)}
+        if regions is not None:
+            others = pc.invert(pc.is_in(rows.column("region"), value_set=pa.array(regions, pa.string())))
+            done.append(rewritten(rows.filter(others), form, layout))
     for values in _groups(catalog, regions):
         group = _group(catalog, values)
         if len(group.images) < least:
             continue
-        mine = [c for c in known if all(getattr(c, name) == values[name] for name in _GROUP)]
-        built = _concepts(group, seed, alike, least)
-        for concept in _named(catalog, built, mine, taken):
-            taken.add(concept.concept_id)
-            done.append(concept)
-    return concepts_table(done, *shapes, left_out)
+        same = np.logical_and.reduce([np.asarray(pc.equal(known.column(n), values[n])) for n in _GROUP])
+        mine = read_concepts(known.filter(pa.array(same)), catalog)
+        named = _named(catalog, _concepts(group, seed, alike, least), mine, taken)
+        taken |= {concept.concept_id for concept in named}
+        done.append(concepts_table(named, layout))
+    return pa.concat_tables(done).sort_by("concept_id")
 
 
 def _groups(catalog: Catalog, regions: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -187,7 +193,7 @@ def _concepts(group: _Group, seed: int, alike: float, least: int) -> list[Concep
 
 def _concept(group: _Group, chosen: np.ndarray, signs: np.ndarray, medoid: int) -> Concept:
     """One concept of chosen directions (n,) bool with signs (m,); `medoid` counts among the m."""
-    provenance, catalog = group.catalog.manifest.provenance, group.catalog
+    provenance = group.catalog.manifest.provenance
     places = np.flatnonzero(chosen)
     home = places[medoid]
     rank = np.cumsum(chosen) - 1
@@ -222,7 +228,7 @@ def _concept(group: _Group, chosen: np.ndarray, signs: np.ndarray, medoid: int) 
         strength=float(np.median(strength)), medoid=medoid_id,
         image_id=group.images[group.owners[home]], region_id=evidence[medoid]["region_id"],
         vector=_unit(vector, provenance.shapes[group.values["space"]]), effect=_unit(total, provenance.effect_shape),
-        preview=_preview(catalog, medoid_id, int(signs[medoid])),
+        catalog=group.catalog,
     )  # fmt: skip
 
 
@@ -251,14 +257,6 @@ def between_owners(rows: np.ndarray, owners: np.ndarray) -> float:
     pairs = len(rows) ** 2 - int((np.bincount(numbers) ** 2).sum())
     total = sums.sum(axis=0)
     return float((total @ total - (sums**2).sum()) / pairs) if pairs else 0.0
-
-
-def _preview(catalog: Catalog, direction_id: str, sign: int) -> bytes | None:
-    """The preview of a direction as a PNG, its ends exchanged where the sign is -1; None in a catalog without."""
-    if catalog.lacks("preview"):
-        return None
-    picture = catalog.preview(direction_id)
-    return encode_png(picture if sign > 0 else np.concatenate(np.split(picture, 3, axis=1)[::-1], axis=1))
 
 
 def _named(catalog: Catalog, built: list[Concept], former: list[Concept], taken: set[str]) -> list[Concept]:
@@ -315,10 +313,5 @@ def _turned(concept: Concept, sign: int, key: str) -> Concept:
     """A concept under another id, and turned around where the sign is -1."""
     if sign > 0:
         return replace(concept, concept_id=key)
-    preview = None
-    if concept.preview is not None:
-        preview = encode_png(np.concatenate(np.split(concept.pictures(), 3, axis=1)[::-1], axis=1))
-    return replace(
-        concept, concept_id=key, signs=tuple(-s for s in concept.signs), vector=-concept.vector,
-        effect=-concept.effect, preview=preview,
-    )  # fmt: skip
+    turned = tuple(-s for s in concept.signs)
+    return replace(concept, concept_id=key, signs=turned, vector=-concept.vector, effect=-concept.effect)

@@ -258,12 +258,16 @@ class IndexEntry(Strict):
 
 
 class ConceptsEntry(Strict):
-    """The concepts that were made of the directions, and of which: in one file, or in shards, as a pack has them."""
+    """The concepts that were made of the directions, and of which: in one file, or in shards, as a pack has them.
+
+    `effect`: the codec of their effects; None in the former form, see `concept_tables`.
+    """
 
     path: ConceptsPath | None = Field(default=None, exclude_if=lambda value: value is None)
     shards: tuple[ConceptsPath, ...] | None = Field(default=None, exclude_if=lambda value: value is None)
     rows: Count
     directions_fingerprint: Id
+    effect: CodecSpec | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> ConceptsEntry:

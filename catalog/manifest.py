@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from catalog.canonical import check_seal, read_json, sealed
-from catalog.codecs import CodecSpec, default_codec
+from catalog.codecs import CodecSpec, default_codec, effect_codec
 from catalog.entries import (
     ChunkEntry,
     ChunkId,
@@ -44,8 +44,9 @@ __all__ = [
 FORMAT = "rhumb-catalog"
 FORMAT_VERSION = "2"
 READABLE = ("1", FORMAT_VERSION)
-WITH_LEFT_OUT, WITH_PART, WITH_SHARDS = "left-out", "part", "concept-shards"
-KNOWN_FEATURES: frozenset[str] = frozenset({"codec-dct", WITH_LEFT_OUT, WITH_PART, WITH_SHARDS})
+WITH_LEFT_OUT, WITH_PART, WITH_SHARDS, WITH_CODED = "left-out", "part", "concept-shards", "concept-codecs"
+_OPTIONAL = frozenset({WITH_LEFT_OUT, WITH_PART, WITH_SHARDS, WITH_CODED})
+KNOWN_FEATURES: frozenset[str] = _OPTIONAL | {"codec-dct"}
 """What a catalog may require of those who read it; a codec other than float16 is required as codec-KIND."""
 KNOWN_WRITER_FEATURES: frozenset[str] = frozenset()
 """What a catalog may require of those who add to it, and readers may ignore."""
@@ -93,6 +94,9 @@ class Manifest(Strict):
         if begun and named != set(self.files):
             odd = sorted(named ^ set(self.files))[0]
             raise ValueError(f"files and their owners (chunks, indexes, concepts, pictures) disagree about {odd}")
+        coded = self.concepts.effect if self.concepts is not None else None
+        if coded not in (None, effect_codec(layout.effect_shape)):
+            raise ValueError("concepts.effect does not follow from provenance.effect_shape")
         if self.concepts is not None and self.concepts.shards is not None and begun:
             counts = [self.files[path].rows or 0 for path in self.concepts.paths]
             if sum(counts) != self.concepts.rows or 0 in counts:
@@ -142,24 +146,28 @@ def _vectors(provenance: Provenance, codecs: Mapping[str, CodecSpec]) -> dict[st
 
 
 def _features(layout: Layout, part: PackPart | None, concepts: ConceptsEntry | None = None) -> set[str]:
-    """What readers must know: how vectors are decoded, what they may not look for, and where concepts lie."""
+    """What readers must know: how vectors are decoded, what they may not look for, and how and where concepts lie."""
     found = {f"codec-{codec.kind}" for codec in layout.codecs.values() if codec.kind != "float16"}
-    in_shards = concepts is not None and concepts.shards is not None
-    has = {WITH_LEFT_OUT: bool(layout.left_out), WITH_PART: part is not None, WITH_SHARDS: in_shards}
+    has = {
+        WITH_LEFT_OUT: bool(layout.left_out),
+        WITH_PART: part is not None,
+        WITH_SHARDS: concepts is not None and concepts.shards is not None,
+        WITH_CODED: concepts is not None and concepts.effect is not None,
+    }
     return found | {name for name, there in has.items() if there}
 
 
 def with_concepts(manifest: Manifest, concepts: ConceptsEntry | None) -> dict[str, Any]:
     """The changes that give a manifest other concepts."""
     needed = _features(manifest.layout, manifest.part, concepts)
-    others = set(manifest.required_features) - {WITH_SHARDS}
+    others = set(manifest.required_features) - {WITH_SHARDS, WITH_CODED}
     return {"concepts": concepts, "required_features": tuple(sorted(others | needed))}
 
 
 def _check_required(listed: Collection[str], needed: Collection[str]) -> None:
     if missing := sorted(set(needed) - set(listed)):
         raise ValueError(f"required_features leaves out {missing[0]}")
-    if idle := sorted({WITH_LEFT_OUT, WITH_PART, WITH_SHARDS} & set(listed) - set(needed)):
+    if idle := sorted(_OPTIONAL & set(listed) - set(needed)):
         raise ValueError(f"required_features names {idle[0]}, of which there is nothing")
 
 

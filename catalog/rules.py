@@ -226,7 +226,7 @@ def check_concept(row: Mapping[str, Any], spaces: Mapping[str, tuple[int, ...]],
 
 def _check_members(row: Mapping[str, Any], at: str) -> None:
     """Raise CatalogError unless the lists of a concept are whole: members once each and sorted, signs, images."""
-    for field in ("datasets", "parents", *_MEMBERS):
+    for field in ("datasets", *_MEMBERS):
         check_list(row[field], f"{at}: {field}")
     lengths = {field: len(row[field]) for field in _MEMBERS}
     if len(set(lengths.values())) != 1 or not row["members"] or row["medoid"] not in row["members"]:
@@ -235,8 +235,8 @@ def _check_members(row: Mapping[str, Any], at: str) -> None:
         check_id(member, f"{at}: members")
     if sorted(set(row["members"])) != row["members"]:
         raise CatalogError(f"{at}: members", "one twice, or in another order", "ids in order, each once")
-    if row["parents"] != row["members"]:
-        raise CatalogError(f"{at}: parents", f"{len(row['parents'])} others", "the members")
+    if row.get("parents", row["members"]) != row["members"]:  # a column of the former form
+        raise CatalogError(f"{at}: parents", "others", "the members")
     if set(row["signs"]) - {-1, 1}:
         raise CatalogError(f"{at}: signs", sorted(set(row["signs"]))[:4], "-1 or 1")
     for data_set in row["datasets"]:

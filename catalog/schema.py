@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalog.codecs import Codec, CodecSpec, codec_for
+from catalog.codecs import Codec, CodecSpec, codec_for, effect_codec
 
 TABLES: tuple[str, ...] = ("directions", "images", "regions")
 ROW_GROUP = 32  # rows read together for one, at most; footers grow with the number of row groups
@@ -43,6 +43,11 @@ class Layout:
     def stored(self) -> dict[str, Codec]:
         """The codec of each space."""
         return {space: codec_for(self.codecs[space], shape) for space, shape in self.spaces.items()}
+
+    @cached_property
+    def effect_codec(self) -> Codec:
+        """The codec of the effects of concepts; those of directions are float16."""
+        return codec_for(effect_codec(self.effect_shape), self.effect_shape)
 
     def vector_fields(self, space: str) -> list[pa.Field]:
         """The columns that hold the vectors of a space, null in the rows of others."""
@@ -150,8 +155,10 @@ def describe(schema: pa.Schema) -> dict[str, str]:
 
 def row_group(table: str, layout: Layout) -> int:
     """Rows of a row group: few where vectors are long, since one row is read with all of its group."""
+    vectors = max(codec.usual_bytes for codec in layout.stored.values())
     longest = {
-        "directions": max(codec.usual_bytes for codec in layout.stored.values()),
+        "directions": vectors,
+        "concepts": vectors,
         "images": 1 if "latent" in layout.left_out else 4 * prod(layout.spaces["x"]),
     }
     return max(1, min(ROW_GROUP, _GROUP_BYTES // longest.get(table, 1)))
@@ -161,11 +168,8 @@ def parquet_settings(table: str, schema: pa.Schema, layout: Layout) -> dict[str,
     """Keyword arguments of `pyarrow.parquet.write_table`: small, and quick for one row at random."""
     floats = [f.name for f in schema if pa.types.is_fixed_size_list(f.type) and pa.types.is_floating(f.type.value_type)]
     encodings = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in floats}
-    packed: set[str] = set()
-    if table == "directions":
-        for space, codec in layout.stored.items():
-            encodings |= codec.column_encoding(vector_column(space))
-            packed |= {field.name for field in layout.vector_fields(space)} if codec.packed else set()
+    packed = {f.name for f in schema if pa.types.is_binary(f.type)}  # only codecs make such columns
+    encodings |= dict.fromkeys(packed, "PLAIN")
     return {
         "compression": _compression(schema, packed),
         "use_dictionary": False,

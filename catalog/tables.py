@@ -33,7 +33,7 @@ SORTED: tuple[str, ...] = ("space", "region", "kind", "image_id", "rank")
 """Order of the rows of a directions shard: what is asked for together lies together."""
 __all__ = [
     "NORM_TOLERANCE", "SORTED", "Frame", "check_id", "check_name", "check_records", "decoded", "effects_of", "recoded",
-    "to_direction", "to_tables", "values_of",
+    "scattered", "to_direction", "to_tables", "values_of",
 ]  # fmt: skip
 
 
@@ -121,10 +121,10 @@ def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
     if not pa.types.is_fixed_size_list(field.type):
         return pa.array([row[field.name] for row in rows], type=field.type)
     values = np.stack([row[field.name] for row in rows]) if rows else np.zeros((0, field.type.list_size))
-    return _scattered(values, np.ones(len(rows), dtype=bool), field)
+    return scattered(values, np.ones(len(rows), dtype=bool), field)
 
 
-def _scattered(values: np.ndarray, present: np.ndarray, field: pa.Field) -> pa.Array:
+def scattered(values: np.ndarray, present: np.ndarray, field: pa.Field) -> pa.Array:
     """A column with `values` in the rows that are `present` (n,) and null in the others."""
     missing = None if present.all() else ~present
     if not pa.types.is_fixed_size_list(field.type):
@@ -146,7 +146,7 @@ def _vector_columns(rows: list[dict[str, Any]], layout: Layout) -> dict[str, pa.
         own = [row["vector"] for row in rows if row["space"] == space]
         size = int(np.prod(layout.spaces[space]))
         encoded = codec.encode(np.stack(own) if own else np.zeros((0, size), np.float32), vector_column(space))
-        columns |= {field.name: _scattered(encoded[field.name], present, field) for field in fields}
+        columns |= {field.name: scattered(encoded[field.name], present, field) for field in fields}
     return columns
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catalog import manifest as manifests
-from catalog.concepts import concept_problems
+from catalog.concept_checks import concept_problems
 from catalog.fs import LOCK, MANIFEST, PRIVATE, footer_sha256, inside, sha256_of
 from catalog.hub.parts import part_name, part_of
 from catalog.index import DirectionIndex, check_codes

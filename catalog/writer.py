@@ -24,7 +24,8 @@ from catalog.chunks import (
     read_back,
     sources_of,
 )
-from catalog.codecs import CodecSpec
+from catalog.codecs import CodecSpec, effect_codec
+from catalog.concept_tables import form_of, rewritten
 from catalog.deposits import Deposit, damaged, discard
 from catalog.fs import CARD, MANIFEST, writing_to
 from catalog.kept import KnownMasks, keep_receipts, known_rows
@@ -260,17 +261,27 @@ class CatalogWriter:
             gone = [path for path in former if path not in kept]
             self.finish(transaction, self.manifest, {"indexes": dict(entries)}, gone)
 
-    def replace_concepts(self, table: pa.Table) -> None:
-        """Put the concepts of the directions that the catalog holds now in place of former ones."""
-        settings = parquet_settings("concepts", table.schema, self.manifest.layout)
+    def replace_concepts(self, tables: pa.Table | Iterable[pa.Table]) -> None:
+        """Put the concepts of the directions that the catalog holds now in place of former ones, in the form that is
+        written now: those of a table in one file, of several in one each, which are taken one at a time.
+        """
+        layout, one = self.manifest.layout, isinstance(tables, pa.Table)
+        several: Iterable[pa.Table] = [tables] if one else tables
         with self.transaction() as transaction:
-            longest = max(pc.list_value_length(table.column("members")).to_pylist(), default=1)
-            path = stage_read_back(transaction, "concepts/{digest}.parquet", table, settings, longest)
+            paths, rows = list[str](), 0
+            for table in several:
+                rows += table.num_rows
+                if one or table.num_rows:
+                    paths.append(_stage_concepts(transaction, table, layout))
             entry = ConceptsEntry(
-                path=path, rows=table.num_rows, directions_fingerprint=self.manifest.directions_fingerprint
+                path=paths[0] if one else None,
+                shards=None if one else tuple(sorted(paths)),
+                rows=rows,
+                directions_fingerprint=self.manifest.directions_fingerprint,
+                effect=effect_codec(layout.effect_shape),
             )
             former = self.manifest.concepts
-            gone = [left for left in former.paths if left != path] if former is not None else []
+            gone = [left for left in former.paths if left not in paths] if former is not None else []
             self.finish(transaction, self.manifest, manifests.with_concepts(self.manifest, entry), gone)
 
     def finish(
@@ -376,6 +387,14 @@ def stage_table(transaction: Transaction, table: str, rows: pa.Table, layout: La
     """Stage one shard and read it back; its path. Raises CatalogError where the disk holds other rows than given."""
     settings = parquet_settings(table, rows.schema, layout)
     return stage_read_back(transaction, f"{table}/{{digest}}.parquet", rows, settings)
+
+
+def _stage_concepts(transaction: Transaction, table: pa.Table, layout: Layout) -> str:
+    """Stage a file of concepts, of either form, and read it back; its path."""
+    rows = rewritten(table, form_of(table.schema, layout), layout)
+    longest = max(pc.list_value_length(rows.column("members")).to_pylist(), default=1)
+    settings = parquet_settings("concepts", rows.schema, layout)
+    return stage_read_back(transaction, "concepts/{digest}.parquet", rows, settings, longest)
 
 
 def stage_read_back(

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from catalog.concept_building import build_concepts
-from catalog.concepts import Concept, disagreeing_images, load_concepts, stored_table
+from catalog.concept_files import stored_table
+from catalog.concepts import Concept, disagreeing_images, load_concepts
 from catalog.lookup import Filters, Homogeneity
 from catalog.lookup import homogeneity as measure_homogeneity
 from catalog.lookup import homogeneity_of as measure_direction
@@ -172,7 +173,7 @@ def _show_region(region: str, by: str, found: list[Homogeneity]) -> None:
 
 def _listed(catalog: Catalog, concept: Concept) -> dict[str, Any]:
     """A concept as the commands show it: all but its vectors and pictures, with the images that disagree."""
-    hidden = ("vector", "effect", "preview")
+    hidden = ("vector", "effect", "catalog")
     shown = {f.name: getattr(concept, f.name) for f in dataclasses.fields(concept) if f.name not in hidden}
     return {**shown, "disagreeing": disagreeing_images(catalog, concept)}
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from catalog.card import CardFields
 from catalog.concept_building import build_concepts
-from catalog.concepts import stored_table
+from catalog.concept_files import stored_table
 from catalog.fs import RUN
 from catalog.hub import publishing as packs
 from catalog.hub.contract import Hub, Progress

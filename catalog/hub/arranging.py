@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from catalog import manifest as manifests
-from catalog.concepts import concepts_schema, stored_table
+from catalog.codecs import effect_codec
 from catalog.fs import CARD, write_flushed
+from catalog.hub.concept_shards import concepts_by_part
 from catalog.hub.folder import DraftFolder
 from catalog.hub.pack_indexes import COLUMNS, PackIndexes, of_rows
-from catalog.hub.parts import concepts_part, part_name
+from catalog.hub.parts import part_name
 from catalog.hub.portable import portable, portable_failures
 from catalog.hub.reuse import WHOLE, grown_only, holders, key_of, reuse_of
 from catalog.hub.waiting import Sorter, Waiting
@@ -36,7 +37,6 @@ from catalog.tables import SORTED
 BATCH_BYTES = 2**25
 """Of a shard of the catalog that are read at once, about."""
 _GROUPED = ("dataset", "region")
-_CONCEPTS_SORTED = [(name, "ascending") for name in ("space", "kind", "concept_id")]
 SHOWING = frozenset({"preview", "image"})
 """Columns without which a pack has no pictures either."""
 _EMPTY = FileEntry(sha256=hashlib.sha256(b"").hexdigest(), bytes=0)
@@ -278,21 +278,18 @@ class _Arrangement:
         entry = manifest.concepts
         if entry is None or entry.directions_fingerprint != manifest.directions_fingerprint:
             return None
-        schema, table = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out), stored_table(self._source)
-        assert table is not None  # there is an entry of it
-        table = table.select(schema.names).replace_schema_metadata(schema.metadata)
         longest = max(1, manifest.rows("directions"))  # a concept may hold all of them
-        settings, own = parquet_settings("concepts", schema, layout), defaultdict[str, list[int]](list)
-        for number, row in enumerate(table.select(["datasets", "region"]).to_pylist()):
-            own[concepts_part(row["datasets"], row["region"])].append(number)
         shards = [
             self._folder.write_table(
-                f"concepts/{part}-{{digest}}.parquet", table.take(numbers).sort_by(_CONCEPTS_SORTED), settings, longest
+                f"concepts/{part}-{{digest}}.parquet", rows, parquet_settings("concepts", rows.schema, layout), longest
             )
-            for part, numbers in own.items()
+            for part, rows in concepts_by_part(self._source, layout)
         ]
         return ConceptsEntry(
-            shards=tuple(sorted(shards)), rows=table.num_rows, directions_fingerprint=entry.directions_fingerprint
+            shards=tuple(sorted(shards)),
+            rows=entry.rows,
+            directions_fingerprint=entry.directions_fingerprint,
+            effect=effect_codec(layout.effect_shape),
         )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from catalog import manifest as manifests
-from catalog.concepts import concepts_schema
+from catalog.concept_tables import rewritten, stored_form, without, written_form
 from catalog.filtering import matches
 from catalog.hub.contract import Progress
 from catalog.hub.listing import shares
@@ -36,49 +37,72 @@ def build_part(source: SnapshotCatalog, out: Path, part: Part, info: PackPart, p
     """
     _refuse_unknown(source, part)
     concepts = _concepts(source, part)
-    if part.prototypes and not (concepts is not None and concepts.num_rows):
+    if part.prototypes and not concepts.rows:
         raise _nothing(source, "no prototypes in that part of the pack")
     choice = _Choice(source, part, concepts, progress)
     select_into(source, out, choice, part.without, info)
     progress("verifying", choice.total, choice.total)
     if not manifests.load(out).rows("directions"):
         raise _nothing(source, "no directions in that part of the pack")
-    if concepts is not None and concepts.num_rows:
+    if concepts.rows:
         with CatalogWriter.open(out) as writer:
-            writer.replace_concepts(concepts)
+            writer.replace_concepts(_tables(source, part, concepts))
     if source.manifest.indexes:
         build_indexes(out)
 
 
-def _concepts(source: SnapshotCatalog, part: Part) -> pa.Table | None:
-    """The concepts of a part, without the columns that it leaves out; None where the pack has none that are its own."""
-    entry = source.manifest.concepts
+@dataclass
+class _Concepts:
+    """The concepts of a part: which rows of each file (m,) bool, and what directions they are named after."""
+
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
+    medoids: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)
+    regions: set[str] = field(default_factory=set)
+
+
+def _concepts(source: SnapshotCatalog, part: Part) -> _Concepts:
+    """The concepts of a part; none where the pack has none that are its own. Fetches all of them that is wanted."""
+    found, entry = _Concepts(), source.manifest.concepts
     if entry is None or entry.directions_fingerprint != source.manifest.directions_fingerprint:
-        return None
-    layout = source.layout
-    schema = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out | set(part.without))
-    found = [schema.empty_table()]
+        return found
     for path in filter(part.may_hold, entry.paths):
         rows = source.near(path, part)
-        source.prefetch(path, rows, schema.names)
-        told = source.shard_part(path, rows, ["datasets", *SORTS[1:]]).to_pylist()
-        rows[rows] = [any(part.takes(one, *(r[name] for name in SORTS[1:])) for one in r["datasets"]) for r in told]
-        found.append(source.shard_part(path, rows, schema.names).replace_schema_metadata(schema.metadata))
-    return pa.concat_tables(found).sort_by("concept_id")
+        source.prefetch(path, rows, _columns(source, part))
+        told = source.shard_part(path, rows, ["datasets", *SORTS[1:], "medoid"]).to_pylist()
+        own = [any(part.takes(one, *(row[name] for name in SORTS[1:])) for one in row["datasets"]) for row in told]
+        rows[rows] = own
+        if any(own):
+            found.rows[path] = rows
+        for row in (row for row, wanted in zip(told, own, strict=True) if wanted):
+            found.medoids.add(row["medoid"])
+            found.datasets.update(row["datasets"])
+            found.regions.add(row["region"])
+    return found
+
+
+def _columns(source: SnapshotCatalog, part: Part) -> list[str]:
+    """Columns of concepts that a part of a pack has."""
+    return list(written_form(without(source.layout, part.without)).schema.names)
+
+
+def _tables(source: SnapshotCatalog, part: Part, concepts: _Concepts) -> Iterator[pa.Table]:
+    """The concepts of a part as they are written, a file of the pack at a time, each by id."""
+    form, layout = stored_form(source.manifest), without(source.layout, part.without)
+    for path, rows in concepts.rows.items():
+        yield rewritten(source.shard_part(path, rows, _columns(source, part)), form, layout).sort_by("concept_id")
 
 
 class _Choice:
     """Which rows of each shard of directions are asked for. Reads what tells it, with all of a row that is wanted."""
 
-    def __init__(self, source: SnapshotCatalog, part: Part, concepts: pa.Table | None, progress: Progress) -> None:
+    def __init__(self, source: SnapshotCatalog, part: Part, concepts: _Concepts, progress: Progress) -> None:
         self._source, self._part, self._progress = source, part, progress
         self._columns = [n for n in table_schema("directions", source.layout).names if n not in part.without]
         self._medoids, self._around = np.zeros(0, "S32"), part
-        if concepts is not None and concepts.num_rows and (part.prototypes or part.datasets):
-            self._medoids = np.sort(packed_ids(concepts.column("medoid"), "medoids of concepts"))
-            datasets = {name for names in concepts.column("datasets").to_pylist() for name in names}
-            regions = set(concepts.column("region").to_pylist())
-            self._around = Part(tuple(regions), tuple(datasets), part.kinds, part.spaces)
+        if concepts.rows and (part.prototypes or part.datasets):
+            self._medoids = packed_ids(pa.chunked_array([sorted(concepts.medoids)]), "medoids of concepts")
+            self._around = Part(tuple(concepts.regions), tuple(concepts.datasets), part.kinds, part.spaces)
         self._sizes = {path: source.manifest.files[path].bytes for path in self._shards()}
         self.total, self._done = sum(self._sizes.values()), 0
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from catalog import manifest as manifests
-from catalog.concepts import check_sizes, concepts_schema, most_members
+from catalog.concept_files import check_sizes, most_members
+from catalog.concept_tables import stored_form
 from catalog.fs import MANIFEST
 from catalog.hub.contract import Hub, Snapshot
 from catalog.hub.names import PackName, Version, chosen_version
@@ -101,9 +102,8 @@ class SnapshotCatalog(Catalog):
 
     @cached_property
     def _schemas(self) -> dict[str, pa.Schema]:
-        layout = self.layout
-        concepts = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out)
-        return {**{table: table_schema(table, layout) for table in TABLES}, _CONCEPTS: concepts}
+        concepts = stored_form(self.manifest).schema
+        return {**{table: table_schema(table, self.layout) for table in TABLES}, _CONCEPTS: concepts}
 
     def _opened(self, path: str, schema: pa.Schema) -> Shard:
         pieces = self._pieces_of(path)

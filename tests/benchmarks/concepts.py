@@ -104,8 +104,7 @@ def first_half(catalog: Catalog) -> PartOf:
 
 
 def concepts_in(catalog: Catalog, built: pa.Table) -> list[Concept]:
-    provenance = catalog.manifest.provenance
-    return read_concepts(built, provenance.shapes, provenance.effect_shape)
+    return read_concepts(built, catalog)
 
 
 # --- stability ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalog.concepts import concepts_schema, stored_table
+from catalog.concept_files import stored_table
+from catalog.concept_tables import rewritten, stored_form
 from catalog.manifest import ChunkEntry, PackPart
 from catalog.reader import Catalog
 from catalog.records import content_id
@@ -47,8 +48,7 @@ def published(
             writer.finish(transaction, writer.manifest, {"chunks": {"all": entry}})
         stored = stored_table(catalog)
         if stored is not None:
-            schema = concepts_schema(layout.spaces, layout.effect_shape, layout.left_out)
-            writer.replace_concepts(stored.select(schema.names).replace_schema_metadata(schema.metadata))
+            writer.replace_concepts(rewritten(stored, stored_form(catalog.manifest), layout))
     return out
 
 

@@ -17,7 +17,7 @@ from catalog import manifest as manifests
 from catalog.canonical import sealed
 from catalog.compaction import compact
 from catalog.concept_building import build_concepts
-from catalog.concepts import stored_table
+from catalog.concept_files import stored_table
 from catalog.fs import CARD, MANIFEST, sha256_of
 from catalog.hub import arranging, reuse, waiting
 from catalog.hub.arranging import Arranged, arrange

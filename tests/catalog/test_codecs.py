@@ -26,6 +26,7 @@ from catalog.codecs import (
     cosines,
     default_codec,
 )
+from catalog.schema import Layout, parquet_settings
 from pipeline.errors import CatalogError
 
 SPEC: TypeAdapter[Any] = TypeAdapter(CodecSpec)
@@ -188,10 +189,9 @@ def test_vectors_survive_a_parquet_file_with_the_codecs_settings(tmp_path: Any, 
     (field,) = codec.fields(COLUMN, nullable=True)
     assert (field.name, field.nullable) == (COLUMN, True)
     column = pa.array(list(encoded[COLUMN]), type=field.type)
-    pq.write_table(
-        pa.table([column], schema=pa.schema([field])), tmp_path / "a.parquet", compression="zstd",
-        use_dictionary=False, column_encoding=codec.column_encoding(COLUMN),
-    )  # fmt: skip
+    schema = pa.schema([field])
+    settings = parquet_settings("directions", schema, Layout({"x": codec.shape}, (3, 4, 4), {"x": spec}))
+    pq.write_table(pa.table([column], schema=schema), tmp_path / "a.parquet", **settings | {"write_statistics": False})
     back = pq.read_table(tmp_path / "a.parquet").column(COLUMN).combine_chunks()
     values = back.flatten().to_numpy().reshape(6, -1) if spec.kind == "float16" else back.to_numpy(False)
     assert (codec.decode({COLUMN: values}) == codec.decode(encoded)).all()

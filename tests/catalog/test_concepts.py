@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalog import concept_building
+from catalog import manifest as manifests
 from catalog.alignment import moved, unit_rows
 from catalog.clustering import sign_blind_clusters
 from catalog.compaction import compact
 from catalog.concept_building import between_owners, build_concepts
+from catalog.concept_files import stored_table
+from catalog.concept_tables import former_form, rewritten, stored_form, written_form
 from catalog.concepts import (
     Concept,
-    concepts_schema,
     concepts_table,
     disagreeing_images,
     find_concept,
@@ -28,12 +32,17 @@ from catalog.concepts import (
 )
 from catalog.reader import Catalog
 from catalog.records import Chunk, content_id
+from catalog.schema import parquet_settings
+from catalog.shards import write_shard
+from catalog.verify import verify
 from catalog.writer import CatalogWriter
 from pipeline.errors import CatalogError, InputError, NotFoundError
-from tests.catalog.samples import SPACES, chunk_of, provenance, unit
+from tests.catalog.former_concepts import formerly, made_former
+from tests.catalog.samples import chunk_of, provenance, unit
 
 EFFECT = (3, 16, 16)
 SIDE = 5  # of a mask
+SHIPPED = next((Path(__file__).parents[2] / "data/builtin/hub/datasets/builtin/faces64/snapshots").iterdir())
 
 
 def clustered(
@@ -160,7 +169,7 @@ def written(path: Path, chunks: list[Chunk]) -> Path:
 def built(path: Path, former: pa.Table | None = None) -> tuple[pa.Table, list[Concept]]:
     with Catalog.open(path) as catalog:
         table = build_concepts(catalog, former=former)
-    return table, read_concepts(table, SPACES, EFFECT)
+        return table, read_concepts(table, catalog)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +254,7 @@ def test_a_concept_keeps_its_id_and_sign_when_the_catalog_grows(truth: Path, tmp
         )
         for i, c in enumerate(before)
     ]
-    _, renamed = built(grown, concepts_table(backwards, SPACES, EFFECT))
+    _, renamed = built(grown, concepts_table(backwards, before[0].catalog.layout))
     assert {c.concept_id for c in renamed} == {c.concept_id for c in backwards}
     for was in backwards:
         now = find_concept(renamed, was.concept_id)
@@ -262,7 +271,7 @@ def test_a_concept_whose_members_are_all_new_keeps_its_id_by_its_prototype(truth
         )
         for i, c in enumerate(before)
     ]  # fmt: skip
-    _, after = built(truth, concepts_table(others, SPACES, EFFECT))
+    _, after = built(truth, concepts_table(others, before[0].catalog.layout))
     assert {c.concept_id for c in after} == {c.concept_id for c in others}
 
 
@@ -300,25 +309,33 @@ def test_sketched_vectors_make_the_same_concepts(truth: Path, monkeypatch: pytes
         assert abs(float((a.vector * b.vector).sum())) > 0.9 or a.medoid != b.medoid
 
 
+WRONG = [
+    ("concept_id", "../../etc"), ("medoid", "0" * 32), ("signs", [2] * 8), ("signs", [1]), ("gain", float("nan")),
+    ("cosines", [float("inf")] * 8), ("images", 9), ("images", 0), ("space", "y"), ("region", "a\nb"),
+    ("members", ["x"] * 8), ("x_vector", None),
+]  # fmt: skip
+CODED = [("effect_vector", b""), ("effect_vector", b"\1"), ("x_vector", b"\1junk"), ("h_vector", b"\1")]
+FORMERLY = [
+    ("effect_vector", [0.0] * 768), ("x_vector", [float("nan")] * 768), ("preview", None), ("parents", ["0" * 32]),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("concept_id", "../../etc"), ("medoid", "0" * 32), ("signs", [2] * 8), ("signs", [1]), ("gain", float("nan")),
-        ("cosines", [float("inf")] * 8), ("images", 9), ("images", 0), ("space", "y"), ("region", "a\nb"),
-        ("members", ["x"] * 8), ("effect_vector", [0.0] * 768), ("x_vector", [float("nan")] * 768), ("x_vector", None),
-        ("preview", None),
-    ],
-)  # fmt: skip
-def test_a_hostile_table_is_refused_with_its_field_named(truth: Path, column: str, value: object) -> None:
-    table, _ = built(truth)
+    ("form", "column", "value"),
+    [(form, *case) for form, own in (("coded", CODED), ("former", FORMERLY)) for case in WRONG + own],
+)
+def test_a_hostile_table_is_refused_with_its_field_named(truth: Path, form: str, column: str, value: object) -> None:
+    table, concepts = built(truth)
+    catalog = concepts[0].catalog
+    table = table if form == "coded" else formerly(table, catalog)
     rows = table.to_pylist()
     rows[0][column] = value
     with pytest.raises(CatalogError, match="concept"):
-        read_concepts(pa.Table.from_pylist(rows, schema=table.schema), SPACES, EFFECT)
+        read_concepts(pa.Table.from_pylist(rows, schema=table.schema), catalog)
     with pytest.raises(CatalogError, match="an id twice"):
-        read_concepts(pa.concat_tables([table, table]), SPACES, EFFECT)
+        read_concepts(pa.concat_tables([table, table]), catalog)
     with pytest.raises(CatalogError, match="columns"):
-        read_concepts(table.drop_columns(["gain"]), SPACES, EFFECT)
+        read_concepts(table.drop_columns(["gain"]), catalog)
 
 
 def test_concepts_are_stored_read_and_found_by_their_ids(tmp_path: Path) -> None:
@@ -340,20 +357,83 @@ def test_concepts_are_stored_read_and_found_by_their_ids(tmp_path: Path) -> None
         find_concept(loaded, "ab")
     with pytest.raises(NotFoundError):
         find_concept(loaded, "f" * 32)
+    (path / entry.path).write_bytes(b"PAR1")
+    with Catalog.open(path) as catalog, pytest.raises(CatalogError, match="changed file"):
+        load_concepts(catalog)
     with CatalogWriter.open(path) as writer:
         writer.commit(chunk_of("later"))
     with Catalog.open(path) as catalog, pytest.raises(CatalogError, match="before the last commit"):
         load_concepts(catalog)
-    (path / entry.path).write_bytes(b"PAR1")
-    with Catalog.open(path) as catalog, pytest.raises(CatalogError, match="changed file"):
-        load_concepts(catalog)
 
 
-def test_the_schema_shows_its_pictures_to_datasets() -> None:
-    schema = concepts_schema(SPACES, EFFECT)
-    assert schema.metadata is not None
-    assert schema.metadata[b"huggingface"].count(b'"_type": "Image"') == 2
-    assert {"x_vector", "h_vector", "effect_vector", "parents", "region_id"} <= set(schema.names)
+def test_the_schema_shows_its_pictures_to_datasets(truth: Path) -> None:
+    with Catalog.open(truth) as catalog:
+        forms = {form: form(catalog.layout).schema for form in (written_form, former_form)}
+    for form, pictures, columns in ((written_form, 1, set()), (former_form, 2, {"parents", "preview"})):
+        schema = forms[form]
+        assert schema.metadata is not None
+        assert schema.metadata[b"huggingface"].count(b'"_type": "Image"') == pictures
+        assert {"x_vector", "h_vector", "effect_vector", "region_id"} | columns <= set(schema.names)
+
+
+def test_prototypes_keep_the_cosines_of_their_codecs_and_are_stored_again_to_the_byte(truth: Path) -> None:
+    with Catalog.open(truth) as catalog:
+        found = [
+            concept
+            for values in concept_building._groups(catalog, ["mouth"])
+            for concept in concept_building._concepts(concept_building._group(catalog, values), 0, 0.5, 3)
+        ]
+        table = concepts_table(found, catalog.layout)
+        stored = {concept.concept_id: concept for concept in read_concepts(table, catalog)}
+        assert found
+        for was in found:
+            now = stored[was.concept_id]
+            assert float((was.vector * now.vector).sum()) >= catalog.layout.codecs[was.space].cosine  # type: ignore[union-attr]
+            assert float((was.effect * now.effect).sum()) >= 0.999
+        assert concepts_table(list(stored.values()), catalog.layout).equals(table)
+
+
+def test_concepts_of_the_former_form_are_read_followed_and_written_in_the_present_one(
+    truth: Path, tmp_path: Path
+) -> None:
+    table, concepts = built(truth)
+    old = formerly(table, concepts[0].catalog)
+    folder = Path(shutil.copytree(truth, tmp_path / "c"))
+    with CatalogWriter.open(folder) as writer:
+        writer.replace_concepts(table)
+    assert made_former(folder).equals(old)
+    assert "concept-codecs" not in manifests.load(folder).required_features
+    assert verify(folder).problems == ()
+    with Catalog.open(folder) as catalog:
+        for now, was in zip(load_concepts(catalog), concepts, strict=True):
+            assert (now.concept_id, now.members, now.signs) == (was.concept_id, was.members, was.signs)
+            assert float((now.vector * was.vector).sum()) > 0.9999
+            assert np.array_equal(now.pictures(), was.pictures())
+        assert build_concepts(catalog, former=stored_table(catalog)).equals(table)
+        kept = build_concepts(catalog, former=old, regions=["hair"])
+    assert kept.select(["concept_id", "members", "effect"]).equals(table.select(["concept_id", "members", "effect"]))
+    with CatalogWriter.open(folder) as writer:
+        writer.replace_concepts(old)
+    assert "concept-codecs" in manifests.load(folder).required_features
+    assert verify(folder).problems == ()
+
+
+def test_a_concept_takes_less_than_a_quarter_of_what_it_took_in_the_shipped_pack() -> None:
+    with Catalog.open(SHIPPED) as catalog:
+        former = stored_table(catalog)
+        assert former is not None and stored_form(catalog.manifest).schema.equals(former_form(catalog.layout).schema)
+        now = rewritten(former, stored_form(catalog.manifest), catalog.layout)
+        for was, is_ in zip(read_concepts(former, catalog), read_concepts(now, catalog), strict=True):
+            assert was.concept_id == is_.concept_id
+            assert float((was.vector * is_.vector).sum()) >= 0.9997 * float(np.linalg.norm(was.vector))
+            assert float((was.effect * is_.effect).sum()) >= 0.999 * float(np.linalg.norm(was.effect))
+        sizes = []
+        for rows in (former, now):
+            stream = io.BytesIO()
+            write_shard(rows, stream, parquet_settings("concepts", rows.schema, catalog.layout))
+            sizes.append(len(stream.getvalue()) / rows.num_rows)
+    assert sizes[0] > 40_000  # bytes of a concept in the former form, 54,299
+    assert sizes[1] < 11_000  # and now, 10,063
 
 
 def test_of_two_concepts_that_merge_the_one_with_more_members_in_common_gives_its_id() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,11 +16,16 @@ import pyarrow.dataset as pads
 import pytest
 
 from catalog.card import CardFields
+from catalog.concept_building import build_concepts
+from catalog.concepts import load_concepts
+from catalog.reader import Catalog
 from catalog.schema import LEFT_OUT
+from catalog.writer import CatalogWriter
 from tests.catalog import local_hub
 from tests.catalog.local_hub import publish
 from tests.catalog.published import published
 from tests.catalog.samples import chunk_of, small_catalog
+from tests.catalog.test_concepts import chunks_of_truth, written
 
 SCRIPT = """
 import sys
@@ -81,6 +87,68 @@ def test_load_dataset_reads_a_folder_from_which_all_pictures_are_left_out(tmp_pa
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["40", "4", "8"]
+
+
+CONCEPTS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+from datasets import load_dataset
+manifest = json.loads((Path(sys.argv[1]) / "manifest.json").read_text())
+assert "concept-codecs" in manifest["required_features"]
+
+def told(value, codec, shape):  # the words of format.md, and nothing of the project
+    (channels, height, width), b = shape, codec["block"]
+    size = channels * height * width
+    planes = np.frombuffer(pa.decompress(value[1:], value[0] * size, "zstd"), np.uint8).reshape(value[0], size)
+    stored = sum(plane.astype(int) << 8 * number for number, plane in enumerate(planes))
+    numbers = np.where(stored % 2, -(stored + 1) // 2, stored // 2).astype(float)
+    order = sorted(((i, j) for i in range(b) for j in range(b)), key=lambda at: (at[0] ** 2 + at[1] ** 2, at[0]))
+    waves, mixing = dct(b), dct(channels) if codec["channels"] else np.eye(channels)
+    coefficients = numbers.reshape(height // b, width // b, channels, b * b)
+    picture = np.zeros((channels, height, width))
+    for down, across, channel in np.ndindex(coefficients.shape[:3]):
+        block = np.zeros((b, b))
+        for at, number in zip(order, coefficients[down, across, channel]):
+            block[at] = number
+        picture[channel, down * b : down * b + b, across * b : across * b + b] = waves.T @ block @ waves
+    picture = np.einsum("ki,khw->ihw", mixing, picture)
+    return picture / np.linalg.norm(picture)
+
+def dct(n):
+    k, i = np.indices((n, n))
+    return np.where(k == 0, 1, np.sqrt(2)) / np.sqrt(n) * np.cos(np.pi * (i + 0.5) * k / n)
+
+rows = load_dataset(sys.argv[1], "concepts", split="train")
+assert not {"preview", "parents"} & set(rows.features) and rows.features["effect_vector"].dtype == "binary"
+assert rows[0]["effect"].size == (64, 64)
+found = {}
+for row in rows:
+    space = row["space"]
+    codec, shape = manifest["vectors"][space]["codec"], manifest["vectors"][space]["shape"]
+    found[row["concept_id"] + " vector"] = told(row[space + "_vector"], codec, shape)
+    effect = told(row["effect_vector"], manifest["concepts"]["effect"], manifest["provenance"]["effect_shape"])
+    found[row["concept_id"] + " effect"] = effect
+np.savez(sys.argv[2], **found)
+"""
+
+
+def test_prototypes_are_decoded_from_load_dataset_by_what_the_format_says(tmp_path: Path) -> None:
+    folder = written(tmp_path / "c", chunks_of_truth(4))
+    with CatalogWriter.open(folder) as writer, Catalog(folder, writer.manifest) as catalog:
+        writer.replace_concepts(build_concepts(catalog, least=1))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, "-c", CONCEPTS, str(folder), str(tmp_path / "found.npz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    with Catalog.open(folder) as catalog, np.load(tmp_path / "found.npz") as found:
+        concepts = load_concepts(catalog)
+        assert {concept.space for concept in concepts} == {"x", "h"}
+        assert len(found) == 2 * len(concepts)
+        for concept in concepts:
+            assert np.allclose(found[f"{concept.concept_id} vector"], concept.vector, atol=1e-5)
+            assert np.allclose(found[f"{concept.concept_id} effect"], concept.effect, atol=1e-5)
 
 
 def test_duckdb_pandas_and_pyarrow_read_the_shards_as_they_are(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from catalog.writer import CatalogWriter
 from flows.summary import direction_table
 from pipeline.errors import CatalogError
 from tests.catalog.forging import Change, no_text, put, rewritten
+from tests.catalog.former_concepts import made_former
 from tests.catalog.samples import SIZE, chunk_of, image_record, provenance, region_record
 from tests.catalog.test_concepts import built, chunks_of_truth, written
 
@@ -194,22 +195,41 @@ CONCEPTS: dict[str, tuple[str, Any]] = {
     "strength": ("strength", NAN),
     "members twice": ("members", twice),
     "members in another order": ("members", lambda v: v[::-1]),
-    "no parents": ("parents", []),
     "kind": ("kind", "other"),
     "no data set": ("datasets", []),
     "data set": ("datasets", [ESCAPE]),
     "more images than members": ("images", lambda v: v + 1000),
     "no effect picture": ("effect", None),
+    "an effect from a path": ("effect", with_path),
+    "no coded effect": ("effect_vector", b""),
+    "an effect of other bytes": ("effect_vector", lambda v: v[:1] + v[2:]),
+    "a vector of one byte": ("x_vector", b"\1"),
+    "a vector cut off": ("x_vector", lambda v: v[:-3]),
+    "a vector of the other space": ("h_vector", b"\1"),
+}
+FORMERLY: dict[str, tuple[str, Any]] = {
+    "no parents": ("parents", []),
     "preview from a path": ("preview", with_path),
+    "a vector of zeros": ("x_vector", lambda v: [0.0] * len(v)),
+    "an effect that is not finite": ("effect_vector", lambda v: [NAN] * len(v)),
+    "timestep": ("timestep", -1),
 }
 
 
-@pytest.mark.parametrize("name", CONCEPTS)
-def test_a_concept_that_breaks_a_rule_is_refused_and_found(conceived: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "column", "value"),
+    [(form, *case) for form, cases in (("now", CONCEPTS), ("formerly", FORMERLY)) for case in cases.values()],
+    ids=[*CONCEPTS, *(f"formerly {name}" for name in FORMERLY)],
+)
+def test_a_concept_that_breaks_a_rule_is_refused_and_found(
+    conceived: Path, tmp_path: Path, form: str, column: str, value: Any
+) -> None:
     folder = Path(shutil.copytree(conceived, tmp_path / "c"))
-    path = rewritten(folder, "concepts", put(CONCEPTS[name][0], 0, CONCEPTS[name][1]))
+    if form == "formerly":
+        made_former(folder)
+    path = rewritten(folder, "concepts", put(column, 0, value))
     assert [problem.file for problem in verify(folder).problems] == [path]
-    with Catalog.open(folder) as catalog, pytest.raises(CatalogError, match=CONCEPTS[name][0].removesuffix("_q10")):
+    with Catalog.open(folder) as catalog, pytest.raises(CatalogError, match=column.removesuffix("_q10")):
         load_concepts(catalog)
 
 
@@ -233,7 +253,6 @@ JOINS: dict[str, tuple[str, Any, str]] = {
     "images": ("images", 1, "agreement"),
     "image": ("image_id", "f" * 32, "medoid"),
     "region id": ("region_id", None, "medoid"),
-    "preview": ("preview", shown(1, 1), "preview"),
     "effect": ("effect", {"bytes": b"GIF89a", "path": None}, "no readable PNG"),
 }
 
@@ -248,8 +267,15 @@ def test_concepts_are_held_against_their_members(conceived: Path, tmp_path: Path
     assert any(words in problem.what for problem in problems), problems
 
 
+def test_a_preview_of_the_former_form_is_held_against_its_medoid_s(conceived: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(conceived, tmp_path / "c"))
+    made_former(folder)
+    path = rewritten(folder, "concepts", put("preview", 0, shown(1, 1)))
+    assert [(p.file, "not as large as its medoid's" in p.what) for p in verify(folder).problems] == [(path, True)]
+
+
 BOMBS: dict[str, Callable[[pa.Table], pa.Table]] = {
-    "a path": put("preview", 0, lambda v: {**v, "path": "a" * 2**27}),
+    "a path": put("effect", 0, lambda v: {**v, "path": "a" * 2**27}),
     "a list of nothing": put("cosines", 0, [None] * 10**6),
 }
 

@@ -15,7 +15,8 @@ from catalog import manifest as manifests
 from catalog.canonical import sealed
 from catalog.card import CardFields
 from catalog.concept_building import build_concepts
-from catalog.concepts import load_concepts, stored_table
+from catalog.concept_files import stored_table
+from catalog.concepts import load_concepts
 from catalog.fs import MANIFEST
 from catalog.hub.card import CardContent, configs
 from catalog.hub.figures import figures_of
@@ -101,7 +102,8 @@ def test_a_part_takes_its_own_concepts_only_and_of_them_what_it_wants(pack: Path
         table, found = stored_table(whole), stored_table(part)
         assert table is not None and found is not None
         of_mouths = table.filter([region == "mouth" for region in table["region"].to_pylist()])
-        assert found == of_mouths.drop_columns(["preview"])
+        assert found == of_mouths
+        assert {"concept-codecs", "concept-shards"} <= set(part.manifest.required_features)
 
 
 EVERY = (Part(datasets=SETS[1:]), Part(spaces=("x",), kinds=("local",)), Part(prototypes=True))

@@ -12,7 +12,8 @@ from catalog import manifest as manifests
 from catalog.compaction import compact
 from catalog.comparing import diff
 from catalog.concept_building import build_concepts
-from catalog.concepts import disagreeing_images, load_concepts, stored_table
+from catalog.concept_files import stored_table
+from catalog.concepts import disagreeing_images, load_concepts
 from catalog.exporting import export
 from catalog.index import build_indexes
 from catalog.lookup import homogeneity, homogeneity_of, similar, transfer_candidates
