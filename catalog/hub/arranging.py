@@ -85,7 +85,8 @@ def arrange(
     without it all of that is written again. `told`: bytes looked at, of how many.
 
     Search indexes that are not whole, and concepts of other directions, are left out. Cost: reads what is new once.
-    Memory: `BATCH_BYTES`, `waiting.BUFFER_BYTES`, and four times a shard of the pack. Raises CatalogError for
+    Memory: `BATCH_BYTES`, `waiting.BUFFER_BYTES`, and four times a shard of the pack; of concepts, as stored, those of
+    a region or `concept_shards.TOGETHER`. Raises CatalogError for
     a damaged catalog, or a full disk.
     """
     layout = replace(source.layout, left_out=source.layout.left_out | frozenset(left_out))

@@ -10,6 +10,8 @@ import pytest
 
 from catalog import manifest as manifests
 from catalog.compaction import compact
+from catalog.concept_files import stored_table
+from catalog.concepts import read_concepts
 from catalog.index import build_indexes
 from catalog.lookup import similar
 from catalog.merging import merge
@@ -67,6 +69,25 @@ def test_it_is_added_to_and_indexed_in_the_present_format(old: Path) -> None:
     assert verify(old).problems == ()
     with Catalog.open(old) as catalog:
         assert similar(catalog, RECORDS[0].direction_id, 3)
+
+
+def test_its_concepts_are_read_and_written_in_the_present_form(old: Path) -> None:
+    with Catalog.open(old) as catalog:
+        former = stored_table(catalog)
+        if former is None:  # version 1 had none
+            return
+        known = read_concepts(former, catalog)
+        assert known and catalog.manifest.concepts is not None and catalog.manifest.concepts.effect is None
+    with CatalogWriter.open(old) as writer:
+        writer.replace_concepts(former)
+    assert verify(old).problems == ()
+    with Catalog.open(old) as catalog:
+        now = stored_table(catalog)
+        assert catalog.manifest.concepts is not None and catalog.manifest.concepts.effect is not None
+        for was, is_ in zip(known, read_concepts(now, catalog), strict=True):
+            assert (is_.concept_id, is_.members, is_.signs) == (was.concept_id, was.members, was.signs)
+            for one, two in ((was.vector, is_.vector), (was.effect, is_.effect)):  # a float16 norm is off a little
+                assert float((one * two).sum()) >= 0.9995 * float(np.linalg.norm(one))
 
 
 def test_it_is_published_and_pulled(old: Path, tmp_path: Path) -> None:

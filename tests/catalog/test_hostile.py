@@ -267,6 +267,17 @@ def test_concepts_are_held_against_their_members(conceived: Path, tmp_path: Path
     assert any(words in problem.what for problem in problems), problems
 
 
+def test_a_concept_that_is_there_twice_is_found_however_far_apart_the_two_are(
+    conceived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.schema.ROW_GROUP", 1)
+    folder = Path(shutil.copytree(conceived, tmp_path / "c"))
+    path = rewritten(folder, "concepts", lambda table: pa.concat_tables([table, table.slice(0, 1)]))
+    assert [(p.file, p.what.endswith("twice")) for p in verify(folder).problems] == [(path, True)]
+    with Catalog.open(folder) as catalog, pytest.raises(CatalogError, match="an id twice"):
+        load_concepts(catalog)
+
+
 def test_a_preview_of_the_former_form_is_held_against_its_medoid_s(conceived: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(conceived, tmp_path / "c"))
     made_former(folder)

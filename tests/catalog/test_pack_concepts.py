@@ -200,6 +200,10 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
         value["chunks"]["chunk-0"]["shards"]["images"][0]
     ),
     "no feature": lambda value: value["required_features"].remove("concept-shards"),
+    "no feature of their codecs": lambda value: value["required_features"].remove("concept-codecs"),
+    "no codec of their effects": lambda value: value["concepts"].pop("effect"),
+    "another codec of their effects": lambda value: value["concepts"].update(effect={"kind": "float16"}),
+    "an effect that is no codec": lambda value: value["concepts"]["effect"].update(kind="jpeg"),
 }
 
 
