@@ -24,12 +24,13 @@ import pyarrow.compute as pc
 
 from catalog.alignment import mask_centres, moved, unit_rows
 from catalog.clustering import sign_blind_clusters
-from catalog.concept_tables import form_of, rewritten, written_form
+from catalog.concept_tables import BUILD, form_of, rewritten, written_form
 from catalog.concepts import Concept, concepts_table, read_concepts
 from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.records import content_id
 from catalog.schema import ROW_GROUP
+from pipeline.errors import CatalogError
 
 ALIKE = 0.5
 LEAST = 3
@@ -108,6 +109,8 @@ def build_concepts(
         if regions is not None:
             others = pc.invert(pc.is_in(rows.column("region"), value_set=pa.array(regions, pa.string())))
             done.append(rewritten(rows.filter(others), form, layout))
+    if len(taken) < known.num_rows:
+        raise CatalogError("concepts: concept_id", "an id twice", "ids that are unique", BUILD)
     for values in _groups(catalog, regions):
         group = _group(catalog, values)
         if len(group.images) < least:

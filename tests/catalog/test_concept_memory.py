@@ -23,7 +23,7 @@ from catalog.records import content_id
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
 from tests.catalog.former_concepts import made_former
-from tests.catalog.packs import NAME, REGIONS, FolderHub, chunks_of_pack
+from tests.catalog.packs import NAME, REGIONS, FolderHub, chunks_of_pack, write_manifest
 from tests.catalog.samples import provenance
 from tests.catalog.test_arranging import arranged, assembled
 
@@ -69,7 +69,8 @@ def of_one_member(catalog: Catalog, key: str) -> Concept:
 @pytest.fixture
 def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Catalogs of 60 and of 240 concepts."""
-    monkeypatch.setattr("catalog.schema.ROW_GROUP", GROUP)
+    for module in ("schema", "concept_tables"):
+        monkeypatch.setattr(f"catalog.{module}.ROW_GROUP", GROUP)
     folders = []
     for images in (2, 8):
         folder = tmp_path / f"c{images}"
@@ -100,13 +101,20 @@ def test_a_few_vectors_are_held_at_once_however_many_concepts_are_verified_and_p
     assert alive.most <= MOST
 
 
+@pytest.mark.parametrize("form", ["now", "formerly"])
 def test_a_few_vectors_are_held_at_once_when_a_pack_or_a_part_of_it_is_pulled(
-    catalogs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalogs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     pack = assembled(arranged(catalogs[1], tmp_path / "new"), tmp_path / "pack")
+    if form == "formerly":
+        published = manifests.load(pack).pack
+        made_former(pack)
+        write_manifest(pack, manifests.load(pack).model_copy(update={"pack": published}))
     alive = Alive(monkeypatch)
     for name, part in (("whole", None), ("part", Part(regions=REGIONS[:2]))):
         pull(NAME, tmp_path / name, part, FolderHub(pack))
+        features = manifests.load(tmp_path / name).required_features
+        assert ("concept-codecs" in features) == (name == "part" or form == "now")
     assert alive.ever > 4 * MOST
     assert alive.most <= MOST
 
