@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from catalog.concept_tables import BUILD, stored_form
+from catalog.footer import Footer
 from catalog.fs import sha256_of
 from catalog.manifest import ID_BYTES, Manifest
 from catalog.reader import Catalog
@@ -51,11 +51,11 @@ def stored_rows(catalog: Catalog, columns: Sequence[str] | None = None) -> Itera
         members = most_members(catalog.manifest)
         try:
             with open_shard(path, known, schema, longest=members) as file:
-                check_sizes(file.metadata, schema, members, str(path))
+                check_sizes(file.footer, schema, members, str(path))
                 file.check_pages(columns=columns)
-                if entry is not None and entry.path is not None and file.metadata.num_rows != entry.rows:
-                    raise CatalogError(str(path), f"{file.metadata.num_rows} rows", f"{entry.rows}", BUILD)
-                for group in range(file.metadata.num_row_groups):
+                if entry is not None and entry.path is not None and file.footer.num_rows != entry.rows:
+                    raise CatalogError(str(path), f"{file.footer.num_rows} rows", f"{entry.rows}", BUILD)
+                for group in range(len(file.footer.groups)):
                     yield name, file.read_row_group(group, columns)
         except CatalogError as error:  # concepts are built anew, where shards are pulled or mined again
             raise CatalogError(error.field, error.found, error.expected, BUILD) from error
@@ -64,14 +64,13 @@ def stored_rows(catalog: Catalog, columns: Sequence[str] | None = None) -> Itera
             raise CatalogError(str(path), found, "a whole table", BUILD) from error
 
 
-def check_sizes(metadata: pq.FileMetaData, schema: pa.Schema, members: int, path: str) -> None:
+def check_sizes(footer: Footer, schema: pa.Schema, members: int, path: str) -> None:
     """Raise CatalogError where the lists of a file's concepts hold more than `members` together, as its footer says."""
-    rows = metadata.num_rows
+    rows = footer.num_rows
     listed = {field.name for field in schema if pa.types.is_list(field.type)}
     values: Counter[str] = Counter()
-    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
-        for column in (group.column(i) for i in range(group.num_columns)):
-            values[column.path_in_schema.split(".")[0]] += column.num_values
+    for chunk in (chunk for group in footer.groups for chunk in group.chunks):
+        values[chunk.path_in_schema.split(".")[0]] += chunk.num_values
     for name in sorted(listed):
         if values[name] > members + rows:
             raise CatalogError(f"{path}: {name}", f"{values[name]} values", f"at most {members} and {rows}", BUILD)

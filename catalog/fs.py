@@ -76,17 +76,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def footer_sha256(path: Path) -> str:
-    """sha256 of a Parquet file's footer, with its length and magic. Raises CatalogError for what cannot be one."""
+def footer_of(path: Path, action: str = "Pull or mine it again") -> bytes:
+    """A Parquet file's footer, with its length and magic. Raises CatalogError for what cannot be one."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         stream.seek(max(0, size - PARQUET_TAIL))
         tail = stream.read()
         length = int.from_bytes(tail[:4], "little") + PARQUET_TAIL
         if tail[4:] != b"PAR1" or length > size:
-            raise CatalogError(str(path), "no Parquet footer", "a whole Parquet shard", "Pull or mine it again")
+            raise CatalogError(str(path), "no Parquet footer", "a whole Parquet shard", action)
         stream.seek(size - length)
-        return hashlib.sha256(stream.read(length)).hexdigest()
+        return stream.read(length)
+
+
+def footer_sha256(path: Path) -> str:
+    """sha256 of `footer_of` a Parquet file."""
+    return hashlib.sha256(footer_of(path)).hexdigest()
 
 
 def flush_folder(folder: Path) -> None:

@@ -151,10 +151,8 @@ class Catalog:
         """Bytes that columns of directions take as stored, compressed, over all shards. Reads footers only."""
         total = 0
         for path in self.manifest.shards("directions"):
-            metadata = self._file(path).metadata
-            for group in range(metadata.num_row_groups):
-                columns = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
-                total += sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
+            chunks = (chunk for group in self._file(path).footer.groups for chunk in group.chunks)
+            total += sum(c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] in names)
         return total
 
     def whole_shards(self, table: str, paths: Sequence[str]) -> pa.Table:

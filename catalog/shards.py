@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog.fs import PARQUET_TAIL, footer_sha256
+from catalog.footer import Chunk, Footer, footer_in
+from catalog.fs import PARQUET_TAIL, footer_of
 from catalog.manifest import FileEntry
 from catalog.pages import total
 from pipeline.errors import CatalogError, RhumbError
@@ -45,9 +47,9 @@ class Shard:
     """An open shard: what is read of it was compared with its checksums. Close it, or use it as a context manager."""
 
     def __init__(
-        self, path: Path, source: pa.OSFile, file: pq.ParquetFile, longest: int, fetch: Fetch | None = None
+        self, path: Path, source: pa.OSFile, file: pq.ParquetFile, footer: Footer, longest: int, fetch: Fetch | None
     ) -> None:
-        self.path, self.metadata = path, file.metadata
+        self.path, self.footer, self._told = path, footer, file.metadata.metadata or {}
         self._source, self._file, self._longest, self._fetch = source, file, longest, fetch
 
     @cached_property
@@ -58,7 +60,12 @@ class Shard:
     @property
     def group_size(self) -> int:
         """Rows of every row group but the last; 1 where there are no rows."""
-        return max(1, int(self.metadata.row_group(0).num_rows)) if self.metadata.num_row_groups else 1
+        return max(1, self.footer.groups[0].num_rows) if self.footer.groups else 1
+
+    @property
+    def leaves(self) -> int:
+        """Leaf columns of its schema."""
+        return len(self._names)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Some columns, or all, of all rows. Raises CatalogError for damage."""
@@ -82,21 +89,21 @@ class Shard:
     def _spans(self, groups: Sequence[int], leaves: Sequence[int]) -> list[Span]:
         """Where some column chunks lie, those that lie within the file."""
         found, size = [], self._source.size()
-        for group in (self.metadata.row_group(number) for number in groups):
-            chunks = (group.column(leaf) for leaf in leaves)
+        for number in groups:
+            chunks = (self.footer.groups[number].chunks[leaf] for leaf in leaves)
             found += [(chunk.data_page_offset, chunk.total_compressed_size) for chunk in chunks]
         return [(start, length) for start, length in found if start >= 0 and 0 <= length <= size - start]
 
     def _read(self, group: int | None, columns: Sequence[str] | None) -> pa.Table:
         names = self.schema_arrow.names if columns is None else list(columns)
-        groups = range(self.metadata.num_row_groups) if group is None else [group]
+        groups = range(len(self.footer.groups)) if group is None else [group]
         try:
             self._check_chunks(groups, names)
             if group is None:
                 found = self._file.read(names)
             else:  # threads cost more than they save on so few rows
                 found = self._file.read_row_group(group, names, use_threads=False)
-            expected = self.metadata.num_rows if group is None else self.metadata.row_group(group).num_rows
+            expected = self.footer.num_rows if group is None else self.footer.groups[group].num_rows
             if found.num_rows != expected:
                 raise CatalogError(str(self.path), f"{found.num_rows} rows", f"{expected}, as its footer says", REPAIR)
             _check_values(found, str(self.path))
@@ -117,8 +124,8 @@ class Shard:
         if self._fetch is not None:
             self._fetch(self._spans(groups, leaves))
         for number in groups:
-            group = self.metadata.row_group(number)
-            chunks = [group.column(leaf) for leaf in leaves]
+            group = self.footer.groups[number]
+            chunks = [group.chunks[leaf] for leaf in leaves]
             for leaf, chunk in zip(leaves, chunks, strict=True):
                 self._check_size(leaf, chunk, group.num_rows)
             if self._sums is not None:
@@ -128,7 +135,7 @@ class Shard:
                         at = f"{self.path}: {self._names[leaf]}"
                         raise CatalogError(at, "changed bytes", "the shard as committed", REPAIR)
 
-    def _check_size(self, leaf: int, chunk: Any, rows: int) -> None:
+    def _check_size(self, leaf: int, chunk: Chunk, rows: int) -> None:
         at = f"{self.path}: {self._names[leaf]}"
         most = rows * self._most[leaf]
         if chunk.num_values > most:
@@ -142,15 +149,15 @@ class Shard:
         For what comes from others, before any of it is unpacked. Reads some columns, or all, of a row group, or of all;
         some 10 us a page.
         """
-        unpacked, groups = 0, range(self.metadata.num_row_groups) if group is None else (group,)
+        unpacked, groups = 0, range(len(self.footer.groups)) if group is None else (group,)
         wanted = self._leaves if columns is None else columns
         leaves = sorted(leaf for name in wanted for leaf in self._leaves[name])
         if self._fetch is not None:
             self._fetch(self._spans(groups, leaves))
         for number in groups:
             for leaf in leaves:
-                name, chunk = self._names[leaf], self.metadata.row_group(number).column(leaf)
-                self._check_size(leaf, chunk, self.metadata.row_group(number).num_rows)
+                name, chunk = self._names[leaf], self.footer.groups[number].chunks[leaf]
+                self._check_size(leaf, chunk, self.footer.groups[number].num_rows)
                 unpacked += chunk.total_uncompressed_size
                 told = (chunk.num_values, chunk.total_uncompressed_size)
                 start, size = chunk.data_page_offset, chunk.total_compressed_size
@@ -165,10 +172,10 @@ class Shard:
     @cached_property
     def _sums(self) -> list[list[int]] | None:
         """The checksum of each chunk, by row group and leaf; None in shards that have none."""
-        text = (self.metadata.metadata or {}).get(SUMS.encode())
+        text = self._told.get(SUMS.encode())
         if text is None:
             return None
-        shape = (self.metadata.num_row_groups, self.metadata.num_columns)
+        shape = (len(self.footer.groups), len(self._names))
         try:
             sums = np.frombuffer(base64.b64decode(text, validate=True), "<u4").reshape(shape)
         except (binascii.Error, ValueError) as error:
@@ -225,7 +232,8 @@ def open_shard(
     try:
         if fetch is not None:
             _fetch_footer(path, entry.bytes, fetch)
-        if entry.footer is not None and footer_sha256(path) != entry.footer:
+        tail = footer_of(path)
+        if entry.footer is not None and hashlib.sha256(tail).hexdigest() != entry.footer:
             raise CatalogError(str(path), "a changed footer", "the shard as committed", REPAIR)
         source = pa.OSFile(str(path))
     except RhumbError:
@@ -233,7 +241,7 @@ def open_shard(
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
     try:
-        shard = _opened(path, source, longest, fetch)
+        shard = _opened(path, source, Footer(tail, str(path), REPAIR), longest, fetch)
         _check_footer(shard, entry, source.size(), schema)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         source.close()
@@ -255,28 +263,30 @@ def _fetch_footer(path: Path, size: int, fetch: Fetch) -> None:
         fetch([(size - length, length)])
 
 
-def _opened(path: Path, source: pa.OSFile, longest: int, fetch: Fetch | None) -> Shard:
+def _opened(path: Path, source: pa.OSFile, footer: Footer, longest: int, fetch: Fetch | None) -> Shard:
     metadata = pq.read_metadata(source)
     summed = SUMS.encode() in (metadata.metadata or {})  # checksums of whole chunks take in those of pages
     file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=not summed)
-    return Shard(path, source, file, longest, fetch)
+    return Shard(path, source, file, footer, longest, fetch)
 
 
 def _check_footer(shard: Shard, entry: FileEntry, size: int, schema: pa.Schema | None) -> None:
-    metadata, at = shard.metadata, str(shard.path)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    footer, at = shard.footer, str(shard.path)
+    groups = footer.groups
     unpacked, most = sum(group.total_byte_size for group in groups), most_unpacked(entry.bytes)
     if size != entry.bytes:
         raise CatalogError(at, f"{size} bytes", f"{entry.bytes}", REPAIR)
-    if metadata.num_rows != entry.rows or unpacked > most:
-        found = f"{metadata.num_rows} rows of {unpacked} bytes unpacked"
+    if footer.num_rows != entry.rows or unpacked > most:
+        found = f"{footer.num_rows} rows of {unpacked} bytes unpacked"
         raise CatalogError(at, found, f"{entry.rows} rows of at most {most} bytes", REPAIR)
     rows = [group.num_rows for group in groups]
     even = all(n == rows[0] for n in rows[:-1]) and (len(rows) < 2 or 0 < rows[-1] <= rows[0])
-    if sum(rows) != metadata.num_rows or not even:
+    if sum(rows) != footer.num_rows or not even:
         raise CatalogError(at, "row groups of several sizes", "one size for all but the last", REPAIR)
     if schema is not None and not shard.schema_arrow.equals(schema):
         raise CatalogError(f"{at}: {differing(shard.schema_arrow, schema)}", "another column", "the schema", REPAIR)
+    if any(len(group.chunks) != shard.leaves for group in groups):
+        raise CatalogError(at, "row groups of other columns", "those of its schema", REPAIR)
 
 
 def most_unpacked(size: int) -> int:
@@ -346,7 +356,7 @@ def _blank(pictures: pa.StructArray) -> bool:
     return bool(pictures.null_count or pictures.field(0).null_count)
 
 
-def _checksums(source: pa.NativeFile, chunks: Sequence[Any]) -> Iterator[int]:
+def _checksums(source: pa.NativeFile, chunks: Sequence[Chunk]) -> Iterator[int]:
     """The crc32 of each column chunk, headers of pages included; neighbours are read at once."""
     spans = [(chunk.data_page_offset, chunk.total_compressed_size) for chunk in chunks]
     first = 0
@@ -393,7 +403,6 @@ def _parquet(rows: pa.Table, settings: Mapping[str, Any], sums: str | None) -> p
 def _sums_of(data: pa.Buffer) -> bytes:
     """The value of `rhumb.sums`, not yet base64, for a whole file."""
     source = pa.BufferReader(data)
-    metadata = pq.read_metadata(source)
-    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    chunks = [group.column(leaf) for group in groups for leaf in range(metadata.num_columns)]
+    groups = Footer(footer_in(memoryview(data)), "shard", REPAIR).groups
+    chunks = [chunk for group in groups for chunk in group.chunks]
     return np.array(list(_checksums(source, chunks)), dtype="<u4").tobytes()

@@ -172,7 +172,7 @@ class _Tables:
                     odd = differing(file.schema_arrow, schema)
                     raise CatalogError(f"{path}: {odd}", "columns or types differ from the schema", "the schema's")
                 file.check_pages()
-                for group in range(file.metadata.num_row_groups):
+                for group in range(len(file.footer.groups)):
                     ids += self._check_group(table, path, file, group)
         except DAMAGE as error:
             self._all_read = False

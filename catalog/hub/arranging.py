@@ -185,8 +185,8 @@ class _Arrangement:
         """The rows of a shard as the pack has them, those of a large one in pieces; and bytes on disk a row, about."""
         schema, entry = table_schema(table, self._layout), self._source.manifest.files[path]
         with self._opened(table, path) as shard:
-            groups = [shard.metadata.row_group(number) for number in range(shard.metadata.num_row_groups)]
-            chunks = [group.column(leaf) for group in groups for leaf in range(shard.metadata.num_columns)]
+            groups = shard.footer.groups
+            chunks = [chunk for group in groups for chunk in group.chunks]
             stored = sum(c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] in schema.names)
             together = max(1, len(groups) * BATCH_BYTES // max(1, entry.bytes))
             for first in range(0, len(groups), together):

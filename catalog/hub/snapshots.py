@@ -63,12 +63,11 @@ class SnapshotCatalog(Catalog):
         """For each row group of a directions shard: its rows, its bytes as stored, and the first and last data set,
         region, space and kind, where the footer has them. Reads the footer.
         """
-        metadata, found = self._file(path).metadata, []
-        for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
-            columns = [group.column(number) for number in range(metadata.num_columns)]
-            told = [c for c in columns if c.path_in_schema in SORTS and c.is_stats_set and c.statistics.has_min_max]
-            ends = {c.path_in_schema: (str(c.statistics.min), str(c.statistics.max)) for c in told}
-            found.append((group.num_rows, sum(c.total_compressed_size for c in columns), ends))
+        found = []
+        for group in self._file(path).footer.groups:
+            ends = {chunk.path_in_schema: chunk.ends for chunk in group.chunks if chunk.path_in_schema in SORTS}
+            told = {name: (_text(own[0], path), _text(own[1], path)) for name, own in ends.items() if own is not None}
+            found.append((group.num_rows, sum(chunk.total_compressed_size for chunk in group.chunks), told))
         return found
 
     def near(self, path: str, part: Part) -> np.ndarray:
@@ -126,7 +125,7 @@ class SnapshotCatalog(Catalog):
         members = most_members(self.manifest)
         shard = open_shard(pieces.path, entry, schema, members, pieces.need)
         try:
-            check_sizes(shard.metadata, schema, members, str(pieces.path))
+            check_sizes(shard.footer, schema, members, str(pieces.path))
         except CatalogError:
             shard.close()
             raise
@@ -159,6 +158,13 @@ class SnapshotCatalog(Catalog):
 
 def _of_concepts(path: str) -> bool:
     return path.startswith(f"{_CONCEPTS}/")
+
+
+def _text(value: bytes, path: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise CatalogError(path, "a footer with ends that are no text", "a whole Parquet shard") from error
 
 
 def _between(values: Sequence[str], first: str, last: str) -> bool:

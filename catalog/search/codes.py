@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.footer import Footer
+from catalog.fs import footer_of
 from catalog.search.bounded import excess
 from catalog.search.quantiser import REBUILD, flat_values
 from catalog.search.spec import IndexSpec
@@ -100,7 +102,7 @@ def read(path: Path, spec: IndexSpec, rows: int, columns: tuple[str, ...] = ("di
             if not file.schema_arrow.equals(wanted):
                 raise CatalogError(str(path), "other columns", f"{wanted}".replace("\n", ", "), REBUILD)
             most = 2 * rows * (ID_BYTES + 4 + spec.code_size) + 2**20
-            if (found := excess(file.metadata, rows, most, rows)) is not None:
+            if (found := excess(Footer(footer_of(path, REBUILD), str(path), REBUILD), rows, most, rows)) is not None:
                 raise CatalogError(str(path), found, f"{rows} rows of at most {most} bytes", REBUILD)
             table = file.read(list(columns))
         table.validate(full=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalog.footer import Footer, footer_in
 from catalog.search.bounded import excess
 from catalog.search.sketch import WIDE
 from catalog.search.spec import FLAT_BYTES, IndexSpec
@@ -202,7 +203,7 @@ def parse(data: bytes, spec: IndexSpec, name: str = "quantiser") -> Quantiser:
             if not file.schema_arrow.equals(_READ):
                 raise refuse("other columns", ", ".join(SCHEMA.names))
             most = rows * (4 * WIDE + 1024) + 2**20
-            if (found := excess(file.metadata, rows, most, rows * WIDE)) is not None:
+            if (found := excess(Footer(footer_in(data), name, REBUILD), rows, most, rows * WIDE)) is not None:
                 raise refuse(found, f"{rows} rows of at most {most} bytes")
             table = file.read()
         table.validate(full=True)

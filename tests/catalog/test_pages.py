@@ -46,7 +46,7 @@ def test_pages_of_a_whole_file_are_those_of_its_footer(tmp_path: Path, changes: 
     path = tmp_path / "s.parquet"
     with open_shard(path, stored(path, **changes)) as shard:
         shard.check_pages()
-        chunk = shard.metadata.row_group(0).column(1)
+        chunk = shard.footer.groups[0].chunks[1]
         data = path.read_bytes()[chunk.data_page_offset :][: chunk.total_compressed_size]
         assert total(data, "text") == (chunk.num_values, chunk.total_uncompressed_size)
 

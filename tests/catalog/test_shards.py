@@ -165,7 +165,7 @@ def test_any_table_reads_back_whole_and_by_row_group(
         whole = shard.read()
         assert whole.equals(table) and whole.schema.equals(schema, check_metadata=True)
         assert shard.read(["texts", "number"]).equals(table.select(["texts", "number"]))
-        for i in range(shard.metadata.num_row_groups):
+        for i in range(len(shard.footer.groups)):
             assert shard.read_row_group(i, ["real"]).equals(table.select(["real"])[i * group : (i + 1) * group])
     with pq.ParquetFile(path) as file:
         assert plain_schema(file).equals(schema, check_metadata=True)
@@ -178,7 +178,7 @@ def refused(path: Path, entry: FileEntry, schema: pa.Schema | None = None) -> st
     with pytest.raises(CatalogError) as error, open_shard(path, entry, schema) as shard:
         shard.read()
     with pytest.raises(CatalogError), open_shard(path, entry, schema) as shard:
-        for group in range(shard.metadata.num_row_groups):
+        for group in range(len(shard.footer.groups)):
             for name in shard.schema_arrow.names:
                 shard.read_row_group(group, [name])
     return str(error.value)
