@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 
 from flows.console import complain
 from flows.datasets.contract import SourceImage
+from flows.evaluation.captions import NO_CAPTIONS, Captions
 from flows.evaluation.cells import Cell, Cells, Rows, digest, write
 from flows.evaluation.method_run import MethodRun
 from flows.evaluation.world import Split, World, shipped_folder
@@ -107,7 +108,8 @@ class Comparison:
         told = world.captions.goals or any(map(world.factors, world.recipe.region_names))
         if about.supervision != "none" and not told:
             return "nothing reads the attributes of these pictures; --clip and --caption would tell it"
-        needed = max(self._made(name, settings).images for settings in self.grid(name))
+        tried = self.grid(name)[: None if self.size.choosing else 1]
+        needed = max(self._made(name, settings).images for settings in tried)
         there = world.count("mine", self.size.choosing + needed) - self.size.choosing if needed > 1 else 0
         if needed > max(1, there):
             return f"learns from {needed} `mine` images that no settings are chosen on, of which there are {there}"
@@ -169,7 +171,7 @@ class Comparison:
         key = {**self.world.key(own), "method": task.method, "settings": task.settings.as_dict()}
         return {
             **key,
-            **self.world.captions.evidence(),
+            **self._captions(task.method).evidence(),
             "others": task.others,
             "pool": digest([image.image_id for image in pool]),
             "backbones": self.world.backbones.evidence(),
@@ -219,14 +221,18 @@ class Comparison:
         cost: dict[str, float] = self.cells.get("learning", key, lambda: []).rows[0]
         return cost
 
+    def _captions(self, name: str) -> Captions:
+        """The captions, for a method that is told what to change: nothing of any other depends on them."""
+        return NO_CAPTIONS if kind_of(name).about.supervision == "none" else self.world.captions
+
     def _made(self, name: str, settings: Settings) -> Method:
-        guide = self.world.captions.reader(self.world.denoiser.device) or self.world.reader
+        guide = self._captions(name).reader(self.world.denoiser.device) or self.world.reader
         return kind_of(name)(self.world.denoiser, settings, guide)
 
     def _lessons(self, name: str, method: Method) -> tuple[list[SourceImage], dict[str, Any]]:
         """The images a method learns from, none of which its settings are chosen on, and the key of what it learns."""
         images = self.world.images("mine", method.images, skip=self.size.choosing)
-        told = self.world.captions.evidence()
+        told = self._captions(name).evidence()
         return images, {**self.world.key(images), **told, "method": name, "settings": method.settings.as_dict()}
 
 

@@ -216,7 +216,7 @@ def _write(
     content = {
         "facts": facts,
         "targets": result.targets,
-        "methods": [each.plain() for each in result.lines],
+        "methods": result.lines,
         "settings_tried": {name: each.chosen.tried for name, each in compared.items()},
         "remarks": result.remarks,
         "figures": result.figures,

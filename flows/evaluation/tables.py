@@ -50,13 +50,6 @@ class Line:
     edit_seconds: float
     failures: Mapping[str, int]
 
-    def plain(self) -> dict[str, Any]:
-        """Every figure by name, for files."""
-        from flows.evaluation.cells import plain
-
-        whole: dict[str, Any] = plain(self)
-        return whole
-
 
 @dataclass(frozen=True)
 class Column:
