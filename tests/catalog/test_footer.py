@@ -59,6 +59,38 @@ def test_a_footer_says_what_arrow_says(options: dict[str, object]) -> None:
                 assert chunk.ends == (column.statistics.min.encode(), column.statistics.max.encode())
 
 
+def test_a_footer_seen_before_says_the_same_of_the_chunks_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalog.footer._SEEN", {})
+    data = parquet()
+    first, parsed = footer(data), list[int]()
+    whole = [list(group.chunks) for group in first.groups]
+    parse = Footer.chunk_at
+    monkeypatch.setattr(Footer, "chunk_at", lambda self, start: parsed.append(start) or parse(self, start))
+    again = footer(data)
+    assert again.num_rows == first.num_rows and [g[:2] for g in again.groups] == [g[:2] for g in first.groups]
+    assert parsed == []
+    assert again.groups[1].chunks[2] == again.groups[1].chunks[2] == whole[1][2]
+    assert len(parsed) == 1
+    assert [list(group.chunks) for group in again.groups] == whole
+    assert again.groups[0].chunks[-2:] == whole[0][-2:] and len(again.groups[0].chunks) == len(whole[0])
+
+
+def test_footers_seen_are_few_and_none_that_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[bytes, object] = {}
+    monkeypatch.setattr("catalog.footer._SEEN", seen)
+    monkeypatch.setattr("catalog.footer._REMEMBERED", 3)
+    for rows in range(1, 6):
+        out = io.BytesIO()
+        pq.write_table(pa.table({"a": list(range(rows))}), out)
+        assert footer(out.getvalue()).num_rows == rows
+        assert len(seen) <= 3
+    seen.clear()
+    for _ in range(2):
+        with pytest.raises(CatalogError, match="encrypted"):
+            _ = Footer(chunk_of(b"\x5c\x00"), "file", "again").groups
+    assert seen == {}
+
+
 def test_what_arrow_ends_the_process_over_is_an_error_that_names_the_file() -> None:
     data = bytearray(TINY_FILE)
     assert footer(bytes(data)).groups
