@@ -53,6 +53,23 @@ def _edits(operator: JacobianOperator, method: Method, subject: Subject, picked:
     return {**edits, **picked.refused}
 
 
+def on_every_image(rows: Rows, *columns: str) -> tuple[Rows, list[str]]:
+    """Rows at those values of the columns that every image has, and a sentence on each that is not compared.
+
+    Medians of different images do not tell what a rank does; an image without some region may have less room.
+    """
+    images = {row["image"] for row in rows}
+    seen: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        seen.setdefault(tuple(row[name] for name in columns), set()).add(row["image"])
+    whole = {point for point, own in seen.items() if own == images}
+    told = []
+    for point in sorted(set(seen) - whole):
+        where = " with ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(columns, point, strict=True))
+        told.append(f"Not compared: {where}, for which {len(seen[point])} of {len(images)} images have room.")
+    return [row for row in rows if tuple(row[name] for name in columns) in whole], told
+
+
 # --- LOCO's null space --------------------------------------------------------------------------------------------
 
 
@@ -89,11 +106,13 @@ def _null_rows(homes: Homes, image: SourceImage, null_ranks: Sequence[int]) -> R
 
 
 def _draw_null(rows: Rows) -> dict[str, Figure]:
-    return {"ablation-null-rank": draw_against(rows, "null_rank", "null rank (directions of the rest removed)")}
+    found, _ = on_every_image(measured(rows), "null_rank")
+    return {"ablation-null-rank": draw_against(found, "null_rank", "null rank (directions of the rest removed)")}
 
 
 def _conclude_null(rows: Rows) -> list[str]:
-    return best_and_worst(measured(rows), "null_rank", "null rank {}") + omissions(rows)
+    found, told = on_every_image(measured(rows), "null_rank")
+    return best_and_worst(found, "null_rank", "null rank {}") + told + omissions(rows)
 
 
 # --- joint and individual ranks -----------------------------------------------------------------------------------
@@ -133,6 +152,8 @@ class _Ranks:
     def rows(self, joint_rank: int, individual_ranks: Sequence[int]) -> Rows:
         """A row per region and individual rank that there is room for beside this joint rank."""
         key = {**self.homes.key(self.method, self.image), "joint_rank": joint_rank, "individual": individual_ranks}
+        if self.settings.orthogonal_individuals:
+            key["orthogonal"] = True
 
         def make() -> Rows:
             return [row for rank in individual_ranks for row in self._edits(joint_rank, rank)]
@@ -143,9 +164,12 @@ class _Ranks:
         from pipeline.methods.nested import first_components, fits
 
         operator, blocks = self.blocks()
-        if not fits(blocks, joint_rank, individual_rank):
+        orthogonal = self.settings.orthogonal_individuals
+        if not fits(blocks, joint_rank, individual_rank, orthogonal_individuals=orthogonal):
             return []
-        picked = first_components(blocks, joint_rank, individual_rank, scale=self.settings.scale)
+        picked = first_components(
+            blocks, joint_rank, individual_rank, scale=self.settings.scale, orthogonal_individuals=orthogonal
+        )
         edits = _edits(operator, self.method, self.subject, picked)
         head = {"joint_rank": joint_rank, "individual_rank": individual_rank, "rank": self.settings.rank}
         return [{**row, **head} for row in trial_rows(self.homes.world, self.method, self.subject, edits)]
@@ -154,7 +178,7 @@ class _Ranks:
 def _draw_ranks(rows: Rows) -> dict[str, Figure]:
     from flows.evaluation.plots import SIZE, label, panels
 
-    found = measured(rows)
+    found, _ = on_every_image(measured(rows), "joint_rank", "individual_rank")
     if not found:
         return {}
     joint, individual = sorted(names(found, "joint_rank")), sorted(names(found, "individual_rank"))
@@ -184,9 +208,9 @@ def _draw_ranks(rows: Rows) -> dict[str, Figure]:
 
 
 def _conclude_ranks(rows: Rows) -> list[str]:
-    found = measured(rows)
+    found, told = on_every_image(measured(rows), "joint_rank", "individual_rank")
     if not found:
-        return omissions(rows)
+        return told + omissions(rows)
     pairs = sorted({(row["joint_rank"], row["individual_rank"]) for row in found})
     parts = {pair: of(found, joint_rank=pair[0], individual_rank=pair[1]) for pair in pairs}
     ratios = {pair: statistic(part, "roir") for pair, part in parts.items()}
@@ -199,13 +223,16 @@ def _conclude_ranks(rows: Rows) -> list[str]:
         sentences.append(f"Without a joint part it is {written(plain)}.")
     if are_read(found):
         shares = {pair: statistic(part, succeeded, "mean") for pair, part in parts.items()}
+        shares = {pair: share for pair, share in shares.items() if share.count}
         best = max(shares, key=lambda pair: (shares[pair].estimate, -ratios[pair].estimate))
         ties = sum(share.estimate == shares[best].estimate for share in shares.values())
         more = f" (as many at {ties - 1} other pairs of ranks)" if ties > 1 else ""
         most = f"Most edits succeed at joint rank {best[0]} with {best[1]}{more}, {written(shares[best])} of them."
         alike = f"Of the edits, {written(shares[best])} succeed{' at each of these pairs' if ties > 1 else ''}."
         sentences.append(alike if ties == len(shares) else most)
-    return sentences + omissions(rows)
+        if any(share.count < len(parts[pair]) for pair, share in shares.items()):
+            sentences.append("Success is of the edits of regions whose attributes are read.")
+    return sentences + told + omissions(rows)
 
 
 def _extremes(ratios: Mapping[tuple[int, int], Statistic]) -> str:

@@ -96,22 +96,40 @@ def singular_blocks(
     )
 
 
-def fits(blocks: Mapping[str, TruncatedSVD], joint_rank: int, individual_rank: int) -> bool:
-    """Whether blocks have room for these ranks, next to each other."""
+def fits(
+    blocks: Mapping[str, TruncatedSVD], joint_rank: int, individual_rank: int, *, orthogonal_individuals: bool = False
+) -> bool:
+    """Whether blocks have room for these ranks next to each other; orthogonal individual parts need room each."""
     heights = [len(svd.sigma) for svd in blocks.values()]
-    return individual_rank <= min(heights) and joint_rank + individual_rank <= sum(heights)
+    space = min(sum(heights), *(svd.v.shape[1:].numel() for svd in blocks.values()))
+    taken = individual_rank * (len(heights) if orthogonal_individuals else 1)
+    return individual_rank <= min(heights) and joint_rank + taken <= space
 
 
 def first_components(
-    blocks: Mapping[str, TruncatedSVD], joint_rank: int, individual_rank: int, *, scale: bool
+    blocks: Mapping[str, TruncatedSVD],
+    joint_rank: int,
+    individual_rank: int,
+    *,
+    scale: bool,
+    orthogonal_individuals: bool = False,
 ) -> Picked:
     """The first individual component of every region. Kouzelis et al. 2024, algorithm 1. No network passes.
+
+    `scale` and `orthogonal_individuals` are those of `pipeline.jive.jive`.
 
     Raises:
         InputError: ranks that `fits` says no to, a block that is all zero.
     """
     stacked = [svd.sigma[:, None] * svd.v.flatten(1) for svd in blocks.values()]
-    split = jive(stacked, joint_rank, [individual_rank] * len(stacked), scale=scale, tolerance=JIVE_TOLERANCE)
+    split = jive(
+        stacked,
+        joint_rank,
+        [individual_rank] * len(stacked),
+        scale=scale,
+        orthogonal_individuals=orthogonal_individuals,
+        tolerance=JIVE_TOLERANCE,
+    )
     picked = Picked({}, {}, {})
     for i, (region, svd) in enumerate(blocks.items()):
         if region == REST:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from flows.evaluation import rank_ablations
+from flows.evaluation import homes, rank_ablations
 from flows.evaluation.experiment import Setup
 from flows.evaluation.plots import save
 from flows.evaluation.rank_ablations import ABLATION_NULL_RANK, ABLATION_RANKS
+from pipeline.methods.components import IndividualSettings
 from tests.flows.evaluation.small_world import small_setup
 
 
@@ -94,3 +95,28 @@ def test_a_model_without_a_bottleneck_has_no_ranks_to_compare(tmp_path: Path) ->
     rows = ABLATION_RANKS.measure(setup)
     assert ABLATION_RANKS.draw(rows) == {}
     assert "this model has no bottleneck" in ABLATION_RANKS.conclude(rows)[0]
+
+
+def test_ranks_that_some_image_has_no_room_for_are_not_compared() -> None:
+    rows = [{**row(j, 1, 0.2 if image == "a" else 1.0), "image": image} for image in "ab" for j in (0, 30)]
+    rows.append(row(40, 1, 0.1))
+    text = " ".join(ABLATION_RANKS.conclude(rows))
+    assert "is 0.60 at all 2 pairs of ranks" in text
+    assert "Not compared: joint rank 40 with individual rank 1, for which 1 of 2 images have room." in text
+    assert [one.get_text() for one in ABLATION_RANKS.draw(rows)["ablation-ranks"].axes[0].texts] == ["0.60", "0.60"]
+    null = [{**one, "method": "loco", "null_rank": one["joint_rank"]} for one in rows]
+    first, told = ABLATION_NULL_RANK.conclude(null)
+    assert "0.60 at all 2 points" in first
+    assert told == "Not compared: null rank 40, for which 1 of 2 images have room."
+
+
+def test_a_recipe_with_orthogonal_individuals_is_measured_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_ablations, "QUICK_JOINT_RANKS", (0, 3, 4))
+    monkeypatch.setattr(rank_ablations, "QUICK_INDIVIDUAL_RANKS", (1, 2))
+    settings = IndividualSettings(rank=2, orthogonal_individuals=True)
+    monkeypatch.setattr(homes, "base_settings", lambda kind, world: settings)
+    rows = ABLATION_RANKS.measure(quick(tmp_path))
+    pairs = {(one["joint_rank"], one["individual_rank"]) for one in rows if "joint_rank" in one}
+    assert pairs == {(0, 1), (0, 2), (3, 1)}  # three blocks of rank 2

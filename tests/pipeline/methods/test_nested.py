@@ -67,3 +67,17 @@ def test_room_is_shared_by_joint_and_individual_ranks() -> None:
     blocks = singular_blocks(operator, masks(), settings)
     assert fits(blocks, 10, 2) and not fits(blocks, 11, 2)
     assert fits(blocks, 0, 4) and not fits(blocks, 0, 5)
+
+
+def test_orthogonal_individuals_are_those_of_the_method_and_need_room_each() -> None:
+    settings = IndividualSettings(rank=4, joint_rank=3, individual_rank=2, orthogonal_individuals=True, **TIGHT)
+    method = Individual(DENOISER, settings)
+    operator = jacobian(DENOISER, subject().x_t, method.timestep, "x0/h")
+    blocks = singular_blocks(operator, masks(), settings)
+    picked = first_components(blocks, 3, 2, scale=True, orthogonal_individuals=True)
+    for region, edit in found(method).items():
+        assert abs(float(picked.vectors[region].flatten() @ vector(edit))) == pytest.approx(1, abs=1e-4)
+    left, right = (picked.vectors[region].flatten() for region in masks())
+    assert abs(float(left @ right)) < 1e-5
+    assert fits(blocks, 6, 2, orthogonal_individuals=True) and not fits(blocks, 7, 2, orthogonal_individuals=True)
+    first_components(blocks, 6, 2, scale=True, orthogonal_individuals=True)
