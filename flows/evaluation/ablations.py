@@ -96,9 +96,14 @@ def draw_against(rows: Rows, x: str, x_name: str) -> Figure:
     return figure
 
 
-def forward(row: Mapping[str, Any]) -> float:
-    """How far an own attribute moves the way it moves at visible strength (`rises`), or its own way."""
-    move = float(row.get("move", 0.0))
+def forward(row: Mapping[str, Any]) -> float | None:
+    """How far an own attribute moves the way it moves at visible strength (`rises`), or its own way.
+
+    0 for an edit that was refused, None where nothing reads the region's attributes.
+    """
+    if "move" not in row:
+        return 0.0 if "success" in row else None
+    move = float(row["move"])
     return move if row.get("rises", move > 0) else -move
 
 
@@ -115,15 +120,30 @@ def best_and_worst(rows: Rows, x: str, written_x: str) -> list[str]:
         low, high = (end(ratios, key=lambda at: ratios[at].estimate) for end in (min, max))
         ends = [f"{written_x.format(f'{at:g}')}, {written(ratios[at])}" for at in (low, high)]
         text = f"{TITLES[method]}: the median ROIR is lowest at {ends[0]}, and highest at {ends[1]}"
-        if are_read(own):
-            shares = {at: statistic(part, succeeded, "mean") for at, part in points.items()}
-            top = max(share.estimate for share in shares.values())
-            best = [at for at, share in shares.items() if share.estimate == top]
-            text += f"; most edits succeed at {written_x.format(listed(f'{at:g}' for at in best))}, "
-            text += f"{written(shares[best[0]])} of them"
+        if len(ratios) == 1:
+            text = f"{TITLES[method]}: the median ROIR at {written_x.format(f'{low:g}')} is {written(ratios[low])}"
+        elif ratios[low].estimate == ratios[high].estimate:
+            text = f"{TITLES[method]}: the median ROIR is {ratios[low].estimate:.2f} at all {len(ratios)} points"
+        text += _most_succeed(points, written_x) if are_read(own) else ""
         edits = min(found.count for found in ratios.values())
         sentences.append(f"{text}. Edits at each point: {edits} or more; images: {len(names(own, 'image'))}.")
     return sentences
+
+
+def _most_succeed(points: Mapping[float, Rows], written_x: str) -> str:
+    """Where success is highest, of the edits of regions whose attributes are read."""
+    shares = {at: statistic(part, succeeded, "mean") for at, part in points.items()}
+    shares = {at: share for at, share in shares.items() if share.count}
+    top = max(share.estimate for share in shares.values())
+    best = [at for at, share in shares.items() if share.estimate == top]
+    few = any(share.count < len(points[at]) for at, share in shares.items())
+    of_them = "of those whose attributes are read" if few else "of them"
+    if top == 0:
+        return f"; no edit succeeds{' where attributes are read' if few else ''}"
+    if len(best) == len(shares):
+        return f"; {written(shares[best[0]])} {of_them} succeed{' at each point' if len(best) > 1 else ''}"
+    places = written_x.format(listed(f"{at:g}" for at in best))
+    return f"; most edits succeed at {places}, {written(shares[best[0]])} {of_them}"
 
 
 def _draw(rows: Rows) -> dict[str, Figure]:
@@ -135,7 +155,7 @@ def _conclude(rows: Rows) -> list[str]:
 
 
 def _draw_shown(rows: Rows) -> dict[str, Figure]:
-    from flows.evaluation.plots import label, lines, panels
+    from flows.evaluation.plots import label, lines, panels, split
     from flows.evaluation.sheets import sheet
 
     found = measured(rows)
@@ -153,10 +173,11 @@ def _draw_shown(rows: Rows) -> dict[str, Figure]:
             columns=[f"t = {at:g} T" for at in timesteps],
             captions=captions,
         )
-    figure, axes = panels(len(names(found, "method")))
-    for ax, method in zip(axes, names(found, "method"), strict=True):
+    shown = [(m, part) for m in names(found, "method") for part in split(names(of(found, method=m), "region"))]
+    figure, axes = panels(len(shown))
+    for ax, (method, regions) in zip(axes, shown, strict=True):
         own = of(found, method=method)
-        lines(ax, {region: curve(of(own, region=region), "timestep", "roir") for region in names(own, "region")})
+        lines(ax, {region: curve(of(own, region=region), "timestep", "roir") for region in regions})
         label(ax, TITLES[method], "timestep / T", "median ROIR of the sheets' edits")
         ax.set_ylim(bottom=0)
     return {**drawn, "timesteps-roir": figure}
@@ -185,10 +206,10 @@ def _conclude_shown(rows: Rows) -> list[str]:
         text = f"{TITLES[method]}: of {len(edits)} edits, {sum(local)} keep an ROIR of at most {ROIR_LIMIT:g} at every "
         text += f"timestep from {min(names(own, 'timestep')):g} T to {max(names(own, 'timestep')):g} T"
         if are_read(own):
-            same = [
-                len({row["factor"] for row in of(own, image=i, region=r) if "factor" in row}) == 1 for i, r in edits
-            ]
-            text += f"; {sum(same)} move the same attribute most at all of them"
+            read = [part for part in (of(own, image=i, region=r) for i, r in edits) if "success" in part[0]]
+            same = sum(len({row.get("factor") for row in part}) == 1 and "factor" in part[0] for part in read)
+            few = f" of the {len(read)} whose attributes are read" if len(read) < len(edits) else ""
+            text += f"; {same}{few} move the same attribute most at all of them"
         sentences.append(f"{text}.")
     return sentences + omissions(rows)
 

@@ -1,8 +1,8 @@
 """Edits on images that lack the part: the region is painted over with its surroundings, and the same edit applied.
 
 Edits are those of `homes`, moved to the other image's region and applied at the strength that made them visible at
-home, once on that image and once on its painted-over copy. An edit of another region is the control: what it changes
-should not depend on the paint.
+home, once on that image and once on its painted-over copy. An edit of another region, which does not overlap the paint,
+is the control: what it changes should not depend on the paint.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from flows.datasets.contract import SourceImage, image_id
 from flows.evaluation.cells import Rows, digest
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import METHODS, TITLES, Home, Homes
-from flows.evaluation.homogeneity import applied, distribution, there, usable
+from flows.evaluation.homes import METHODS, TITLES, Home, Homes, usable
+from flows.evaluation.homogeneity import applied, distribution, there
 from flows.evaluation.method_run import chosen_targets
 from flows.evaluation.pictures import encoded
 from flows.evaluation.series import measured, names, of, omissions, statistic, written
@@ -57,10 +57,14 @@ def _measure(setup: Setup) -> Rows:
     wanted = QUICK if setup.quick else Size()
     homes, pool = Homes(setup, wanted.homes), setup.world.up_to("holdout", wanted.pool)
     left = homes.left_out()[: len(METHODS) - len(homes.methods)]  # attributes are of no use here
-    return left + homes.gathered(
-        "edits on images that lack the part",
-        lambda name, i, image: _image_rows(homes, name, image, pool, wanted.others, shown=i == 0),
-        f"no edit of a region under {LARGEST:g} of the picture fits another",
+    return (
+        left
+        + homes.gathered(
+            "edits on images that lack the part",
+            lambda name, i, image: _image_rows(homes, name, image, pool, wanted.others, shown=i == 0),
+            f"no edit of a region under {LARGEST:g} of the picture fits another",
+        )
+        + homes.limits()
     )
 
 
@@ -81,37 +85,38 @@ def _image_rows(
             for j, target in enumerate(chosen_targets(source, home.region, targets, others)):
                 painted = without(sources[target.name], home.region)
                 pair = [target, homes.world.subjects([painted], method.timestep, steps)[0]]
-                control = edits[(i + 1) % len(edits)] if len(edits) > 1 else None
-                rows += _pair_rows(method, source, edits[i], control, pair, shown=shown and j == 0)
+                controls = [*edits[i + 1 :], *edits[:i]]
+                rows += _pair_rows(method, source, edits[i], controls, pair, shown=shown and j == 0)
         return rows
 
     ids = digest([other.image_id for other in pool])
     key = {**homes.key(method, image), "pool": ids, "others": others, "largest": LARGEST, "shown": shown}
-    return homes.setup.cells.get("transfer-absent", key, make).rows
+    return homes.setup.cells.get("transfer-absent", {**key, "control": "apart"}, make).rows
 
 
 def _pair_rows(
     method: Method,
     source: Subject,
     own: tuple[Home, Found],
-    control: tuple[Home, Found] | None,
+    controls: Sequence[tuple[Home, Found]],
     pair: Sequence[Subject],
     *,
     shown: bool,
 ) -> Rows:
-    """Rows of one image with and without the part: `kind` "own" for the part's edit, "control" for the other one.
+    """Rows of one image with and without the part: `kind` "own" for the part's edit, "control" for the first of
+    the other ones whose region is there and does not overlap the part.
 
     `present` and `absent`: RMS change inside the edited region with and without the part, `gain_ratio` the latter over
     the former; `roir_present` and `roir_absent`. `kept` and `redrawn`: RMS inside the part between the picture with it,
     or the painted one, and its reconstruction. Cost: two decodes an edit, and two.
     """
-    tried = []
-    for kind, (_, edit) in (("own", own), *([("control", control)] if control else [])):
-        if edit.region in pair[0].masks:
-            moved = there(method, edit, source.masks[edit.region], pair[0].masks[edit.region])
-            tried += [] if moved is None else [(kind, moved)]
-    if not tried or tried[0][0] != "own":
+    masks, part = pair[0].masks, pair[0].masks[own[1].region]
+    apart = [edit for _, edit in controls if edit.region in masks and not bool((masks[edit.region] & part).any())]
+    ways = ((edit, there(method, edit, source.masks[edit.region], masks[edit.region])) for edit in (own[1], *apart))
+    first = next(ways)[1]
+    if first is None:
         return []
+    tried = [("own", first), *[("control", moved) for _, moved in ways if moved is not None][:1]]
     edits = [edit for _, edit in tried]
     strengths = [0.0, *(edit.guess for edit in edits)]
     pictures = [applied(method, [edits[0], *edits], [subject] * len(strengths), strengths) for subject in pair]
@@ -137,24 +142,29 @@ def _pair_rows(
 
 
 def _draw(rows: Rows) -> dict[str, Figure]:
-    from flows.evaluation.plots import below, label, lines, panels
+    from flows.evaluation.plots import PER_PANEL, SIZE, below, label, lines, panels, split
     from flows.evaluation.sheets import sheet
 
     found = measured(rows)
     if not found:
         return {}
     methods = names(found, "method")
-    figure, axes = panels(len(methods), height=3.4)
+    parts = [
+        (m, part) for m in methods for part in split(names(of(found, method=m, kind="own"), "region"), PER_PANEL - 1)
+    ]
+    figure, axes = panels(len(parts), height=3.4)
     drawn = {"transfer-absent": figure}
-    for ax, method in zip(axes, methods, strict=True):
+    for ax, (method, regions) in zip(axes, parts, strict=True):
         own, control = (of(found, method=method, kind=kind) for kind in ("own", "control"))
-        series = {f"{region} painted over": of(own, region=region) for region in names(own, "region")}
+        series = {f"{region} painted over": of(own, region=region) for region in regions}
         series["another region's edit"] = control
         lines(ax, {name: distribution(part, "gain_ratio") for name, part in series.items()})
-        label(ax, TITLES[method], "change without the part / change with it", "share of images with at most this")
+        label(ax, TITLES[method], "change without the part / change with it", "share of pairs with at most this")
         ax.set_xlim(left=0)
         below(ax)
-        shown = [row for row in own if "pictures" in row]
+    figure.supxlabel("a pair: one direction on one other image", fontsize=SIZE - 2)
+    for method in methods:
+        shown = [row for row in of(found, method=method, kind="own") if "pictures" in row]
         if shown:
             drawn[f"transfer-absent-{method}"] = sheet(
                 [row["pictures"] for row in shown],
@@ -186,8 +196,7 @@ def _conclude(rows: Rows) -> list[str]:
         )
         if control:
             text += f"; the edit of another region makes {written(statistic(control, 'gain_ratio'))} of its own"
-        if ratio.low < ratio.high and not ratio.low <= 1.0 <= ratio.high:  # more than one image, and all but certain
-            text += f". It does {'less' if ratio.high < 1.0 else 'more'} where the part is missing"
+        text += _against_control(own, control)
         sentences.append(
             f"{text}. The model's reconstruction differs from the paint by a median RMS of "
             f"{written(statistic(own, 'redrawn'))}, from the part by {written(statistic(own, 'kept'))}. "
@@ -196,11 +205,28 @@ def _conclude(rows: Rows) -> list[str]:
     return sentences + omissions(rows)
 
 
+def _against_control(own: Rows, control: Rows) -> str:
+    """Whether the part's edit does less, or more, for want of the part, as far as its control on the same pictures does
+    not: the paint alone changes what any edit does."""
+    name = ("image", "target", "region")
+    controls = {tuple(row[column] for column in name): row["gain_ratio"] for row in control}
+    paired = [(row, controls.get(tuple(row[column] for column in name))) for row in own]
+    apart = [{"image": row["image"], "less": ratio - row["gain_ratio"]} for row, ratio in paired if ratio is not None]
+    if not apart:
+        return ""
+    less = statistic(apart, "less")
+    text = f"; that share less the part's own is {written(less)}, pair by pair"
+    if less.low < less.high and not less.low <= 0.0 <= less.high:  # more than one image, and all but certain
+        text += f". It does {'less' if less.low > 0.0 else 'more'} where the part is missing"
+    return text
+
+
 TRANSFER_ABSENT = Experiment(
     name="transfer-absent",
     title="Edits of a part on images that lack it",
     source=(
-        "LOCO Edit's transfer to images with and without eyes; here one image is both, its region painted over with "
+        "LOCO Edit's transfer to images with and without eyes, edits moved to where the other image has the region; "
+        "here one image is both, its region painted over with "
         f"what surrounds it, for regions of at most {LARGEST:.0%} of the picture. A model that has never seen an image "
         "without the part, as the built-in one, may draw it back"
     ),

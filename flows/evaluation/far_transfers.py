@@ -16,11 +16,21 @@ from flows.datasets.builtin import BuiltinDataset
 from flows.datasets.contract import SourceImage
 from flows.evaluation.cells import Rows, digest
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import TITLES, Homes, left_out
-from flows.evaluation.homogeneity import usable
+from flows.evaluation.homes import TITLES, WAYS, Homes, left_out, usable
 from flows.evaluation.method_run import OVERLAP, chosen_targets
-from flows.evaluation.series import Value, are_read, measured, names, of, omissions, statistic, succeeded, written
-from flows.evaluation.transfers import WAYS, Pair, transfer_rows
+from flows.evaluation.series import (
+    Value,
+    are_read,
+    measured,
+    names,
+    of,
+    omissions,
+    statistic,
+    succeeded,
+    success_told,
+    written,
+)
+from flows.evaluation.transfers import Pair, transfer_rows
 from flows.evaluation.trials import ROIR_LIMIT, Case, run_trials
 from pipeline.faces.render import STYLES
 
@@ -47,7 +57,7 @@ def draw_matrix(ax: Axes, found: dict[tuple[Any, Any], float], form: str, larges
     """Numbers by (row, column), dark for 0 and light from `largest` on, each written on its square."""
     from flows.evaluation.plots import SIZE
 
-    down, across = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    down, across = (sorted({key[i] for key in found}) for i in (0, 1))
     values = np.array([[found.get((row, column), np.nan) for column in across] for row in down], dtype=float)
     ax.imshow(np.clip(values, 0, largest), cmap="cividis", vmin=0, vmax=largest, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
@@ -109,7 +119,8 @@ def _measure_styles(setup: Setup) -> Rows:
                     advance(1, TITLES[name])
     if not measured(rows):
         rows.append(left_out("the whole figure", "no two images have regions that overlap by half"))
-    return rows
+    images = [image for pool in pools.values() for image in pool[: len(homes.images)]]
+    return rows + homes.refusals(images)
 
 
 def _style_rows(
@@ -180,7 +191,7 @@ def _conclude_styles(rows: Rows) -> list[str]:
             for to in names(found, "to"):
                 own = of(found, method=method, to=to, moved=True, **{"from": style})
                 if own:
-                    success = f"{written(statistic(own, succeeded, 'mean'))} succeed, " if are_read(own) else ""
+                    success = f"{success_told(own)}, " if are_read(own) else ""
                     ratio = written(statistic(own, "roir"))
                     texts.append(f"{style} to {to} {success}median ROIR {ratio} ({len(own)} edits)")
         if texts:
@@ -204,7 +215,7 @@ def _measure_times(setup: Setup) -> Rows:
                     advance(1, f"t = {at:g} T")
     if not measured(rows):
         rows.append(left_out("the whole figure", "no image has an edit"))
-    return rows
+    return rows + homes.refusals(shares=timesteps)
 
 
 def _time_rows(homes: Homes, name: str, image: SourceImage, at: float, timesteps: Sequence[float]) -> Rows:
@@ -253,7 +264,7 @@ def _conclude_times(rows: Rows) -> list[str]:
         texts = []
         for where, part in parts.items():
             if part:
-                success = f"{written(statistic(part, succeeded, 'mean'))} succeed, " if are_read(part) else ""
+                success = f"{success_told(part)}, " if are_read(part) else ""
                 texts.append(f"{where} {success}median ROIR {written(statistic(part, 'roir'))}")
         sentences.append(f"{TITLES[method]}, edits {'; '.join(texts)}. Images: {len(names(own, 'image'))}.")
     return sentences + omissions(rows)

@@ -31,6 +31,7 @@ from pipeline.metrics import EditSuccess
 
 METHODS = ("loco", "individual")
 TITLES = {"loco": "LOCO", "individual": "individual"}  # as plots and sentences name them
+WAYS = {False: "as it is", True: "moved there"}  # whether an edit is moved to where another image has the region
 SHOWN = 2  # images of which pictures are kept
 QUICK_REGIONS, QUICK_INVERSION, QUICK_STEPS = 2, 20, 5
 
@@ -78,16 +79,41 @@ class Homes:
             rows.append(left_out("success and attribute changes", "nothing reads the attributes of these pictures"))
         return rows
 
+    def refusals(self, images: Sequence[SourceImage] | None = None, shares: Sequence[float | None] = (None,)) -> Rows:
+        """How many edits of these images (all, unless given) and timesteps cannot be tried, as rows."""
+        rows = []
+        for name in self.methods:
+            own = self._all(name, images, shares)
+            if gone := len(own) - len(usable(own)):
+                text = f"{gone} of {len(own)} {TITLES[name]} edits were refused and are left out."
+                rows.append({"kind": "note", "text": text})
+        return rows
+
+    def limits(self) -> Rows:
+        """How many edits are not visible at the strength that counts as their visible one, as rows."""
+        rows = []
+        for name in self.methods:
+            own = usable(self._all(name, None, (None,)))
+            if weak := sum(bool(home.row.get("limited")) for home, _ in own):
+                text = f"{weak} of {len(own)} {TITLES[name]} edits stay weaker than visible at the largest strength "
+                rows.append({"kind": "note", "text": f"{text}allowed, which stands for their visible strength."})
+        return rows
+
+    def _all(self, name: str, images: Sequence[SourceImage] | None, shares: Sequence[float | None]) -> list[Home]:
+        found = self.images if images is None else images
+        return [home for at in shares for image in found for home in self.get(self.method(name, at), image)]
+
     def gathered(self, title: str, own: Callable[[str, int, SourceImage], Rows], nothing: str) -> Rows:
-        """The rows that `own` (method, place of the image, image) gives of every image and method; where there are
-        none, a row that says `nothing` of the figure could be measured, and why."""
+        """The rows that `own` (method, place of the image, image) gives of every image and method, and how many
+        edits were refused; where there are none, a row that says `nothing` of the figure could be measured, and why."""
         rows: Rows = []
         with stage(title, len(self.images) * len(self.methods)) as advance:
             for i, image in enumerate(self.images):
                 for name in self.methods:
                     rows += own(name, i, image)
                     advance(1, TITLES[name])
-        return rows if measured(rows) else [*rows, left_out("the whole figure", nothing)]
+        rows = rows if measured(rows) else [*rows, left_out("the whole figure", nothing)]
+        return rows + self.refusals()
 
     def method(self, name: str, timestep: float | None = None) -> Method:
         """A method with the recipe's settings, at another timestep (fraction of T) if asked.
@@ -112,9 +138,11 @@ class Homes:
         return replace(subject, masks={region: subject.masks[region] for region in regions})
 
     def key(self, method: Method, image: SourceImage) -> dict[str, Any]:
-        """What every figure of a method on one image depends on."""
+        """What every figure of a method on one image depends on; `unread`: regions whose attributes nothing reads."""
         regions = list(image.masks)[: QUICK_REGIONS if self.setup.quick else None]
         own = {"method": method.name, "settings": method.settings.as_dict(), "of": regions}
+        if unread := [region for region in regions if not self.world.factors(region)]:
+            own["unread"] = unread
         return {**self.world.key([image]), **own}
 
     def get(self, method: Method, image: SourceImage) -> list[Home]:
@@ -138,7 +166,8 @@ class Homes:
         return trial_rows(self.world, method, subject, found, shown=shown)
 
     def _found(self, method: Method, subject: Subject, key: Mapping[str, Any]) -> dict[str, Found | Refused]:
-        path = self.world.folder / "found" / f"{digest({**key, 'shown': None})}.safetensors"
+        own = {name: value for name, value in key.items() if name != "unread"}
+        path = self.world.folder / "found" / f"{digest({**own, 'shown': None})}.safetensors"
         try:
             return _unpacked(path, subject.x_t)
         except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError):  # missing, or damaged
@@ -149,14 +178,16 @@ class Homes:
 def trial_rows(
     world: World, method: Method, subject: Subject, found: Mapping[str, Found | Refused], *, shown: bool = False
 ) -> Rows:
-    """One row per region: its edit at visible strength, better sign. A refused edit is a failure of infinite ROIR."""
+    """One row per region: its edit at visible strength, better sign. A refused edit has an infinite ROIR, and is a
+    failure where attributes are read."""
     edits = [edit for edit in found.values() if isinstance(edit, Found)]
     trials = iter(best_of_both_signs(world, method, [Case(edit, subject) for edit in edits]))
     rows = []
     for region, edit in found.items():
         row: dict[str, Any] = {"image": subject.name, "region": region}
         if isinstance(edit, Refused):
-            row |= {"success": False, "roir": float("inf"), "failure": f"refused: {edit.reason}"}
+            row |= {"roir": float("inf"), "failure": f"refused: {edit.reason}"}
+            row |= {"success": False} if world.factors(region) else {}
         else:
             trial = next(trials)
             row |= trial.row()
@@ -164,6 +195,11 @@ def trial_rows(
                 row["pictures"] = [encoded(trial.before), encoded(trial.after)]
         rows.append(row)
     return rows
+
+
+def usable(homes: Sequence[Home]) -> list[tuple[Home, Found]]:
+    """Edits that can be tried elsewhere: not refused, and of some strength."""
+    return [(home, home.edit) for home in homes if home.edit is not None and home.edit.guess != 0]
 
 
 def left_out(what: str, why: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 WIDTH, HEIGHT = 3.4, 2.6  # inches of one panel: a column of a printed page
 SIZE = 8  # points of all text
+PER_PANEL = len(COLOURS)  # lines told apart in one panel
 
 
 def panels(count: int, *, columns: int = 3, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
@@ -37,6 +38,13 @@ def label(ax: Axes, title: str, x: str, y: str) -> None:
     ax.set_title(title, fontsize=SIZE + 1)
     ax.set_xlabel(x, fontsize=SIZE)
     ax.set_ylabel(y, fontsize=SIZE)
+
+
+def split(names: Sequence[str], most: int = PER_PANEL) -> list[Sequence[str]]:
+    """The names of lines by panel, at most so many each and about as many in all of them."""
+    count = -(-len(names) // most)
+    each = -(-len(names) // max(1, count))
+    return [names[i * each : (i + 1) * each] for i in range(count)]
 
 
 def lines(

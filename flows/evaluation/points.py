@@ -6,6 +6,7 @@ from typing import Protocol
 
 from flows.datasets.contract import SourceImage
 from flows.evaluation.cells import Rows
+from flows.evaluation.series import listed
 from flows.evaluation.world import World
 from pipeline.methods.contract import Subject
 
@@ -46,8 +47,14 @@ def text(found: Bounded, form: str = ".2g") -> str:
 
 
 def sample(rows: Rows) -> str:
-    """Of how many images the figures are, and what their intervals are."""
+    """Of how many images the figures are, regions that are on fewer named, and what their intervals are."""
     count = len({row["image"] for row in rows})
     if count == 1:
         return "From one held-out image: no intervals."
-    return f"Medians over {count} held-out images, with 95 % intervals by bootstrap over images."
+    images: dict[str, set[str]] = {}
+    for row in rows:
+        if "region" in row and "refused" not in row:
+            images.setdefault(row["region"], set()).add(row["image"])
+    fewer = [f"{region} is on {len(own)}" for region, own in images.items() if len(own) < count]
+    text = f"Medians over {count} held-out images{f' ({listed(fewer)})' if fewer else ''}"
+    return f"{text}, with 95 % intervals by bootstrap over images."

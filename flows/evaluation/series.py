@@ -8,15 +8,16 @@ from typing import Any, Literal
 from flows.evaluation.cells import Rows
 from pipeline.intervals import Figure, figure
 
-Value = str | Callable[[Mapping[str, Any]], float]  # a column, or what to make of a row
+Value = str | Callable[[Mapping[str, Any]], float | None]  # a column, or what to make of a row: None, nothing
 Kind = Literal["median", "mean"]
 Curve = list[tuple[float, float, float, float]]
 
 
 def statistic(rows: Rows, value: Value, kind: Kind = "median") -> Figure:
-    """A value's median or mean over rows, with its interval over their images."""
-    values = [float(row[value] if isinstance(value, str) else value(row)) for row in rows]
-    return figure(values, [row["image"] for row in rows], kind)
+    """A value's median or mean over rows, with its interval over their images; rows without it do not count."""
+    found = [(row["image"], row[value] if isinstance(value, str) else value(row)) for row in rows]
+    known = [(image, float(one)) for image, one in found if one is not None]
+    return figure([one for _, one in known], [image for image, _ in known], kind)
 
 
 def curve(rows: Rows, x: str, value: Value, kind: Kind = "median") -> Curve:
@@ -51,23 +52,37 @@ def listed(parts: Iterable[str]) -> str:
 
 
 def omissions(rows: Rows) -> list[str]:
-    """Sentences on what was left out."""
-    return [f"Left out: {row['what']}, for {row['why']}." for row in rows if row.get("kind") == "left out"]
+    """Sentences on what was left out, and those that rows bring with them."""
+    left = [f"Left out: {row['what']}, for {row['why']}." for row in rows if row.get("kind") == "left out"]
+    return left + [row["text"] for row in rows if row.get("kind") == "note"]
 
 
 def measured(rows: Rows) -> Rows:
-    """Rows of measurements: those that say what was left out are no longer among them."""
-    return [row for row in rows if row.get("kind") != "left out"]
+    """Rows of measurements: those that only say something are no longer among them."""
+    return [row for row in rows if row.get("kind") not in ("left out", "note")]
 
 
-def succeeded(row: Mapping[str, Any]) -> float:
-    """1 for a success."""
-    return float(bool(row.get("success")))
+def succeeded(row: Mapping[str, Any]) -> float | None:
+    """1 for a success, 0 for a failure, None where nothing reads the region's attributes."""
+    return float(bool(row["success"])) if row.get("success") is not None else None
 
 
 def size(name: str) -> Value:
-    """The magnitude of a column, 0 where a row has none: an edit that was refused changes nothing."""
-    return lambda row: abs(row.get(name, 0.0))
+    """The magnitude of a column, 0 for an edit that was refused, as it changes nothing; None where nothing is read."""
+
+    def of_row(row: Mapping[str, Any]) -> float | None:
+        if name in row:
+            return float(abs(row[name]))
+        return 0.0 if "success" in row else None
+
+    return of_row
+
+
+def success_told(rows: Rows) -> str:
+    """What share of rows succeeds, as part of a sentence, and of how many where not all are read."""
+    share = statistic(rows, succeeded, "mean")
+    few = f" of the {share.count} whose attributes are read" if share.count < len(rows) else ""
+    return f"{written(share)}{few} succeed"
 
 
 def are_read(rows: Sequence[Mapping[str, Any]]) -> bool:

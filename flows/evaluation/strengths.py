@@ -11,7 +11,7 @@ from flows.console import stage
 from flows.evaluation.ablations import best_and_worst, draw_against, forward
 from flows.evaluation.cells import Rows
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import TITLES, Home, Homes, apply_all, left_out
+from flows.evaluation.homes import TITLES, Home, Homes, apply_all, left_out, usable
 from flows.evaluation.series import curve, measured, names, of, omissions, statistic, written
 from flows.evaluation.trials import LEAST_MOVE, OTHER_LIMIT, ROIR_LIMIT
 
@@ -37,10 +37,9 @@ def rows_at(homes: Homes, method: Method, subject: Subject, edits: Sequence[Home
 
     from pipeline.metrics import rms_inside, roir, success
 
-    edits = [home for home in edits if home.edit is not None]
-    if not edits:
+    cases = [(home, edit, multiple) for home, edit in usable(edits) for multiple in multiples]
+    if not cases:
         return []
-    cases = [(home, home.edit, multiple) for home in edits for multiple in multiples if home.edit is not None]
     strengths = [0.0, *(multiple * edit.guess for _, edit, multiple in cases)]
     pictures = apply_all(method, subject, [cases[0][1], *(edit for _, edit, _ in cases)], strengths)
     before, after = pictures[:1].expand_as(pictures[1:]), pictures[1:]
@@ -83,7 +82,7 @@ def _all_rows(setup: Setup, experiment: str, images: int, multiples: Sequence[fl
                 key = {**homes.key(method, image), "multiples": multiples}
                 rows += _cell(setup, experiment, key, homes, method, subject, edits)
                 advance(1, TITLES[name])
-    return rows
+    return rows + homes.refusals() + homes.limits()
 
 
 def _cell(
@@ -126,12 +125,13 @@ def fits(rows: Rows) -> Rows:
     `r2` and `slope` (range of the factor per visible strength, its sign that of the edit) are of the least-squares line
     with intercept through the changes, 0 at strength 0; NaN where nothing moved. `agreement`: the weaker over the
     stronger of the slopes through the origin on either side, 1 for a straight line and negative where it bends back.
-    `monotone`: no step back of more than `SLACK`.
+    `monotone`: no step back of more than `SLACK`. `moves`: the attribute moves by `LEAST_MOVE` or more at visible
+    strength; of one that hardly moves, none of these says anything.
     """
     found = []
     for image, region, method in dict.fromkeys((row["image"], row["region"], row["method"]) for row in rows):
         own = of(rows, image=image, region=region, method=method)
-        points = sorted([(row["multiple"], forward(row)) for row in own] + [(0.0, 0.0)])
+        points = sorted([(row["multiple"], forward(row) or 0.0) for row in own] + [(0.0, 0.0)])
         x, y = np.array(points).T
         slope, start = np.polyfit(x, y, 1)
         spread = float(((y - y.mean()) ** 2).sum())
@@ -146,35 +146,39 @@ def fits(rows: Rows) -> Rows:
                 "r2": 1.0 - float(((y - start - slope * x) ** 2).sum()) / spread if spread > 0 else float("nan"),
                 "agreement": weak / strong if strong else float("nan"),
                 "monotone": bool((np.diff(y) >= -SLACK).all()),
+                "moves": bool(dict(points).get(1.0, 0.0) >= LEAST_MOVE),
             }
         )
     return found
 
 
 def _draw_lines(rows: Rows) -> dict[str, Figure]:
-    from flows.evaluation.plots import COLOURS, DASHES, label, lines, panels
+    from flows.evaluation.plots import COLOURS, DASHES, label, lines, panels, split
     from flows.evaluation.sheets import same_heights
 
     found = measured(rows)
     if not found:
         return {}
     methods, straight = names(found, "method"), fits(found)
-    figure, axes = panels(len(methods) + 1)
-    for ax, method in zip(axes, methods, strict=False):
+    shown = [(m, part) for m in methods for part in split(names(of(found, method=m), "region"))]
+    figure, axes = panels(len(shown) + 1)
+    for ax, (method, regions) in zip(axes, shown, strict=False):
         own = of(found, method=method)
         zero = [{**row, "multiple": 0.0, "move": 0.0} for row in own]
-        regions = {r: of(own + zero, region=r) for r in names(own, "region")}
-        lines(ax, {r: curve(part, "multiple", forward) for r, part in regions.items()})
+        lines(ax, {r: curve(of(own + zero, region=r), "multiple", forward) for r in regions})
         label(ax, TITLES[method], "strength / visible strength", "change of own attribute (share of range)")
-    same_heights(axes[: len(methods)])
+    same_heights(axes[:-1])
     for i, method in enumerate(methods):
-        values = np.sort([row["r2"] for row in of(straight, method=method) if np.isfinite(row["r2"])])
-        shares = np.arange(1, len(values) + 1) / max(len(values), 1)
+        values = np.sort([row["r2"] for row in of(straight, method=method, moves=True)])
+        if len(values) == 0:
+            continue
+        shares = np.arange(1, len(values) + 1) / len(values)
         style = {"color": COLOURS[i], "linestyle": DASHES[i], "linewidth": 1.3}
         axes[-1].step([0.0, *values, 1.0], [0.0, *shares, 1.0], where="post", label=TITLES[method], **style)
-    label(axes[-1], "straightness", "$R^2$ of a straight line, per edit", "share of edits with at most this")
+    label(axes[-1], "straightness", "$R^2$ of a straight line, edits that move", "share of edits with at most this")
     axes[-1].set_xlim(0, 1.02)
-    axes[-1].legend(fontsize=7, frameon=False, loc="upper left")
+    if axes[-1].get_lines():
+        axes[-1].legend(fontsize=7, frameon=False, loc="upper left")
     return {"attribute-linearity": figure}
 
 
@@ -183,15 +187,17 @@ def _conclude_lines(rows: Rows) -> list[str]:
     sentences = []
     for method in names(straight, "method"):
         own = of(straight, method=method)
-        sure = [row for row in own if np.isfinite(row["r2"])]
-        r2 = statistic(sure, "r2")
-        agreement = statistic([row for row in own if np.isfinite(row["agreement"])], "agreement")
-        monotone = statistic(own, "monotone", "mean")
+        sure = of(own, moves=True)
+        head = f"{TITLES[method]}: {len(sure)} of {len(own)} edits move their own attribute by {LEAST_MOVE:g} or more"
+        if not sure:
+            sentences.append(f"{head} at visible strength.")
+            continue
+        r2, agreement = statistic(sure, "r2"), statistic(sure, "agreement")
         reach = max(row["multiple"] for row in of(rows, method=method))
         sentences.append(
-            f"{TITLES[method]}: from {-reach:g} to {reach:g} visible strengths a straight line explains the own "
-            f"attribute with a median R^2 of {written(r2)}; the weaker side has {written(agreement)} of the stronger "
-            f"side's slope, and {written(monotone)} of {len(own)} edits are monotone."
+            f"{head} at visible strength. Of these, from {-reach:g} to {reach:g} visible strengths, a straight line "
+            f"explains the attribute with a median R^2 of {written(r2)}; the weaker side has {written(agreement)} of "
+            f"the stronger side's slope, and {written(statistic(sure, 'monotone', 'mean'))} are monotone."
         )
     return sentences + omissions(rows)
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flows.datasets.contract import SourceImage
 from flows.evaluation.ceiling import perfect_bound, truth_of
 from flows.evaluation.cells import Rows, digest
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import TITLES, Home, Homes, left_out
-from flows.evaluation.homogeneity import there, usable
+from flows.evaluation.homes import TITLES, WAYS, Home, Homes, left_out, usable
+from flows.evaluation.homogeneity import there
 from flows.evaluation.method_run import OVERLAP
 from flows.evaluation.pictures import encoded
 from flows.evaluation.series import (
@@ -32,6 +34,7 @@ from flows.evaluation.series import (
     omissions,
     statistic,
     succeeded,
+    success_told,
     written,
 )
 from flows.evaluation.trials import ROIR_LIMIT, Case, run_trials
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of mask IoU, and of differences of factors
-WAYS = {False: "as it is", True: "moved there"}
 POSE = ("position_x", "position_y", "face_size")
 NEAR, FAR = 0.2, 0.6  # differences of a factor below and above which pairs are told apart in sentences
 
@@ -116,7 +118,8 @@ def transfer_rows(
             rows.append(row)
             edit = there(method, pair.edit, home, target) if moved else pair.edit
             if edit is None:
-                row |= {"success": False, "roir": math.inf, "failure": "nothing of the direction is left there"}
+                row |= {"roir": math.inf, "failure": "nothing of the direction is left there"}
+                row |= {"success": False} if homes.world.factors(region) else {}
                 continue
             cases.append((row, Case(edit, pair.target, like=pair.home.verdict), any(pair is one for one in shown)))
     trials = run_trials(homes.world, method, [case for _, case, _ in cases])
@@ -223,7 +226,7 @@ def _told(rows: Rows) -> str:
         own = of(rows, moved=moved)
         text = f"median ROIR {written(statistic(own, 'roir'))}"
         if are_read(rows):
-            text = f"{written(statistic(own, succeeded, 'mean'))} succeed, {text}"
+            text = f"{success_told(own)}, {text}"
         texts.append(f"{way} {text}")
     known = [row for row in of(rows, moved=True) if row.get("perfect") is not None]
     if known:
@@ -279,13 +282,18 @@ def _conclude_pose(rows: Rows) -> list[str]:
         texts = []
         for factor in POSE:
             own = [(row[f"apart_{factor}"], row) for row in of(found, method=method)]
+            own = [(d, row) for d, row in own if "success" in row]
             near, far = [row for d, row in own if d < NEAR], [row for d, row in own if d >= FAR]
             if near and far:
+                overlaps = [f"{np.mean([row['iou'] for row in part]):.2f}" for part in (near, far)]
                 shares = [
                     " to ".join(written(statistic(of(part, moved=moved), succeeded, "mean")) for part in (near, far))
                     for moved in WAYS
                 ]
-                texts.append(f"{factor}: as it is from {shares[0]}, moved from {shares[1]}")
+                texts.append(
+                    f"{factor}: as it is from {shares[0]}, moved from {shares[1]}, at a mean IoU of {overlaps[0]} and "
+                    f"{overlaps[1]}"
+                )
         text = (
             f"share of transfers that succeed, from pairs less than {NEAR:g} of the range apart to pairs {FAR:g} or "
             f"more apart, in {'; in '.join(texts)}"
@@ -308,7 +316,10 @@ TRANSFER = Experiment(
 TRANSFER_POSE = Experiment(
     name="transfer-pose",
     title="Transfer against differences of pose",
-    source="LOCO Edit's transfer to faces of other poses and positions, by the true factors; the pairs of `transfer`",
+    source=(
+        "LOCO Edit's transfer to faces of other poses and positions, by the true factors; the pairs of `transfer`, "
+        "drawn evenly over the overlap of masks and not over pose, so that near and far pairs differ in overlap too"
+    ),
     measure=_measure_pose,
     draw=_draw_pose,
     conclude=_conclude_pose,

@@ -78,3 +78,37 @@ def test_pictures_of_timesteps_say_how_many_edits_stay_local(tmp_path: Path, mon
     assert all("of 2 edits, 2 keep" in text and "2 move the same" in text for text in TIMESTEP_PICTURES.conclude(rows))
     worse = [{**row, "roir": 5.0} if row["timestep"] == 0.4 and row["region"] == "left_eye" else row for row in rows]
     assert all("of 2 edits, 1 keep" in text for text in TIMESTEP_PICTURES.conclude(worse))
+
+
+def test_a_region_that_nothing_reads_counts_neither_as_success_nor_as_failure() -> None:
+    rows = [edit(image, 0.4, 0.2) for image in "abcd"]
+    unread = [{"image": image, "region": "cheek", "method": "loco", "timestep": 0.4, "roir": 0.2} for image in "abcd"]
+    (text,) = ABLATION_TIMESTEP.conclude(rows + unread)
+    assert "1.00" in text and "of those whose attributes are read succeed" in text
+    shares, moves = (ABLATION_TIMESTEP.draw(rows + unread)["ablation-timestep"].axes[i].lines[0] for i in (1, 2))
+    assert list(shares.get_ydata()) == [1.0] and list(moves.get_ydata()) == [0.3]
+    (text,) = TIMESTEP_PICTURES.conclude(rows + unread)
+    assert "of 8 edits, 8 keep" in text and "4 of the 4 whose attributes are read move the same" in text
+
+
+def test_where_nothing_succeeds_or_there_is_one_point_no_best_or_worst_is_named() -> None:
+    rows = [edit("a", t, 2.0 + t, success=False) for t in (0.3, 0.4)]
+    (text,) = ABLATION_TIMESTEP.conclude(rows)
+    assert "no edit succeeds." in text and "most edits" not in text
+    (text,) = ABLATION_TIMESTEP.conclude(rows[:1])
+    assert "the median ROIR at 0.3 T is 2.30" in text and "lowest" not in text
+    (text,) = ABLATION_TIMESTEP.conclude([edit("a", t, 0.5) for t in (0.3, 0.4)])
+    assert "is 0.50 at all 2 points" in text and "highest" not in text
+    assert "succeed at each point" in text and "most" not in text
+
+
+def test_an_edit_that_is_refused_at_some_timestep_does_not_move_the_same_at_all_of_them() -> None:
+    refused = {"image": "a", "region": "mouth", "method": "loco", "success": False, "roir": math.inf}
+    rows = [edit("a", 0.2, 0.2), *({**refused, "timestep": t, "failure": "refused: x"} for t in (0.3, 0.4))]
+    assert "; 0 move the same attribute most at all of them" in TIMESTEP_PICTURES.conclude(rows)[0]
+
+
+def test_more_regions_than_can_be_told_apart_get_another_panel() -> None:
+    rows = [edit("a", t, 0.5, region=f"region {i}") for t in (0.2, 0.4) for i in range(9)]
+    axes = TIMESTEP_PICTURES.draw(rows)["timesteps-roir"].axes
+    assert [len(ax.get_lines()) for ax in axes] == [5, 4]

@@ -13,7 +13,8 @@ from flows.evaluation import homes
 from flows.evaluation.absence import TRANSFER_ABSENT, without
 from flows.evaluation.plots import save
 from pipeline.methods.contract import Found, Subject
-from tests.flows.evaluation.linear_world import Planted, linear_setup
+from tests.flows.evaluation import linear_world
+from tests.flows.evaluation.linear_world import PLACES, Planted, linear_setup
 from tests.flows.evaluation.small_world import small_setup
 
 USUAL = 0.045  # standard deviation of the grains in the photographs of `linear_world`
@@ -62,11 +63,37 @@ def test_conclusions_say_more_or_less_only_where_the_interval_does() -> None:
     row |= {"present": 0.1, "absent": 0.05, "kept": 0.0, "redrawn": 0.1}
     ratios = {"a": 0.4, "b": 0.5, "c": 0.6}
     rows = [{**row, "image": image, "gain_ratio": ratio} for image, ratio in ratios.items()]
-    (less,) = TRANSFER_ABSENT.conclude(rows)
+    control = [{**one, "kind": "control", "edited": "hair", "gain_ratio": 1.0} for one in rows]
+    (less,) = TRANSFER_ABSENT.conclude(rows + control)
     assert "makes 0.50 (0.40 to 0.60) of the change" in less and "It does less where" in less
-    (unsure,) = TRANSFER_ABSENT.conclude([{**one, "gain_ratio": one["gain_ratio"] * 2} for one in rows])
-    (one,) = TRANSFER_ABSENT.conclude(rows[:1])
+    (unsure,) = TRANSFER_ABSENT.conclude([{**one, "gain_ratio": one["gain_ratio"] * 2} for one in rows] + control)
+    (one,) = TRANSFER_ABSENT.conclude(rows[:1] + control)
     assert "It does" not in unsure and "It does" not in one
+
+
+def test_a_part_whose_control_falls_as_much_is_not_said_to_do_less() -> None:
+    row: dict[str, Any] = {"kind": "own", "method": "loco", "region": "mouth", "edited": "mouth", "target": "z"}
+    row |= {"present": 0.1, "absent": 0.08, "kept": 0.0, "redrawn": 0.1}
+    rows = [{**row, "image": image, "gain_ratio": 0.8 + 0.01 * i} for i, image in enumerate("abcd")]
+    (alone,) = TRANSFER_ABSENT.conclude(rows)
+    control = [{**one, "kind": "control", "edited": "hair", "gain_ratio": 1.62 - one["gain_ratio"]} for one in rows]
+    (alike,) = TRANSFER_ABSENT.conclude(rows + control)
+    assert "It does" not in alone and "It does" not in alike and "pair by pair" in alike
+
+
+def test_a_control_does_not_overlap_the_paint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = {**PLACES, "right_eye": (0.0, 0.0, 1.0, 0.25)}  # left_eye's neighbour covers it too
+    monkeypatch.setattr(linear_world, "PLACES", over)
+    rows = TRANSFER_ABSENT.measure(linear_setup(tmp_path, monkeypatch))
+    controls = {row["region"]: row["edited"] for row in rows if row["kind"] == "control"}
+    assert controls["left_eye"] == "mouth" and controls["mouth"] == "hair"
+
+
+def test_lines_that_cannot_be_told_apart_are_split_over_panels_with_the_control_in_each() -> None:
+    row = {"method": "loco", "image": "a", "target": "z", "gain_ratio": 0.5, "kind": "own"}
+    rows = [{**row, "region": f"region {i}"} for i in range(8)]
+    axes = TRANSFER_ABSENT.draw([*rows, {**row, "kind": "control", "region": "hair"}])["transfer-absent"].axes
+    assert [len(ax.get_lines()) for ax in axes] == [5, 5]
 
 
 def test_a_painted_image_has_an_id_of_its_own_and_differs_in_the_region_only(

@@ -87,3 +87,22 @@ def test_a_number_stands_in_the_row_and_column_of_its_key() -> None:
     assert places == {"0.25": (0, 0), "0.50": (1, 0), "inf": (1, 1)}
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.2", "0.4"]
+
+
+def test_rows_and_columns_are_in_order_where_some_pairs_are_missing() -> None:
+    _, (ax,) = panels(1)
+    draw_matrix(ax, {(0.4, 0.4): 1.0, (0.2, 0.2): 1.0, (0.2, 0.6): 1.0, (0.4, 0.2): 1.0}, ".2f", 1.0)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["0.2", "0.4"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.2", "0.4", "0.6"]
+
+
+def test_a_region_that_nothing_reads_leaves_its_square_empty_and_refusals_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"method": "loco", "applied": 0.3, "found": 0.3, "roir": 0.5, "image": "a"}
+    rows = [{**row, "success": True, "move": 0.3}, row, {**row, "applied": 0.5}]
+    figure = TRANSFER_TIME.draw(rows)["transfer-time"]
+    assert written(figure) == [["1.00"], ["0.50", "0.50"]]
+    assert "1.00" in TRANSFER_TIME.conclude(rows)[0] and "of the 1 whose" in TRANSFER_TIME.conclude(rows)[0]
+    rows = TRANSFER_TIME.measure(linear_setup(tmp_path, monkeypatch, quick=True, refused=("left_eye",)))
+    assert "2 of 4 LOCO edits were refused and are left out." in TRANSFER_TIME.conclude(rows)  # of two timesteps

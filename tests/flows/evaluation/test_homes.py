@@ -75,6 +75,30 @@ def test_a_refused_edit_is_a_failure_with_its_reason_and_is_kept_as_such(
         assert edits["hair"].edit is not None
 
 
+def test_a_refused_edit_of_a_region_that_nothing_reads_is_no_failure_and_has_cells_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = linear_setup(tmp_path, monkeypatch, refused=("mouth",))
+    found = Homes(setup, 1)
+    method, image = found.method("loco"), found.images[0]
+    read, finds = found.key(method, image), type(method).finds  # type: ignore[attr-defined]
+    found.get(method, image)
+    setup.world.reader = None
+    (mouth,) = (home for home in found.get(method, image) if home.region == "mouth")
+    assert "success" not in mouth.row and mouth.row["roir"] == float("inf")
+    assert found.key(method, image) != read
+    assert type(method).finds == finds + 1  # type: ignore[attr-defined]  # vectors depend on no reader
+
+
+def test_edits_that_were_refused_or_stay_invisible_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Homes(linear_setup(tmp_path, monkeypatch, refused=("mouth",), limit=0.5), 2)
+    assert [row["text"] for row in found.refusals()] == [
+        f"2 of 8 {method} edits were refused and are left out." for method in ("LOCO", "individual")
+    ]
+    assert [row["text"].split(" stay")[0] for row in found.limits()] == ["6 of 6 LOCO edits", "6 of 6 individual edits"]
+    assert found.refusals(images=()) == []
+
+
 def test_pictures_are_kept_of_the_first_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Homes(linear_setup(tmp_path, monkeypatch), 3)
     kept = ["pictures" in home.row for image in found.images for home in found.get(found.method("loco"), image)]

@@ -67,6 +67,9 @@ def test_what_is_said_of_spectra_follows_the_rows(values: Rows, setup: Setup) ->
     assert "mouth 0.25 at index 10" in said[0]
     assert any("left out" in sentence for sentence in said)
     assert not any("tolerance" in sentence for sentence in said)
+    images = sorted({row["image"] for row in only})
+    fewer = [row for row in only if (row["region"], row["image"]) != ("eye", images[0])]
+    assert "2 held-out images (eye is on 1), with" in spectra.conclude(fewer)[-1] and "eye is" not in said[-1]
     assert any("1 of" in s and "tolerance" in s for s in spectra.conclude([*only, {**only[0], "residual": 1.0}]))
 
 

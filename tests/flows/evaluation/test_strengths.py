@@ -74,9 +74,35 @@ def test_an_attribute_that_never_moves_has_no_straightness_and_is_left_out_of_th
     (fit,) = fits(still)
     assert fit["r2"] != fit["r2"] and fit["agreement"] != fit["agreement"]
     (text,) = ATTRIBUTE_LINEARITY.conclude(still + line({-1.0: -0.3, 1.0: 0.3}))
-    assert "R^2 of 1.00" in text and "of 2 edits" in text
+    assert "R^2 of 1.00" in text and "1 of 2 edits move their own attribute by 0.15 or more" in text
+
+
+def test_an_attribute_that_hardly_moves_is_not_told_as_monotone() -> None:
+    zigzag = line({-2.0: 0.004, -1.0: -0.004, 1.0: 0.004, 2.0: -0.004}, image="b")
+    (fit,) = fits(zigzag)
+    assert not fit["moves"]
+    bent = line({-1.0: 0.3, 1.0: 0.3})
+    assert "0 of 1 edits move" in ATTRIBUTE_LINEARITY.conclude(zigzag)[0]
+    (text,) = ATTRIBUTE_LINEARITY.conclude(zigzag + bent)
+    assert "1 of 2 edits move" in text and "and 0.00 " in text.split("slope, ")[1]
+    straightness = ATTRIBUTE_LINEARITY.draw(zigzag + bent)["attribute-linearity"].axes[-1].get_lines()[0]
+    assert len(straightness.get_xdata()) == 3  # 0, one edit, and 1
+
+
+def test_edits_that_are_never_visible_are_told_where_strengths_count_in_visible_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ABLATION_STRENGTH.measure(linear_setup(tmp_path, monkeypatch, quick=True, limit=0.5))
+    assert "2 of 2 LOCO edits stay weaker than visible" in ABLATION_STRENGTH.conclude(rows)[-2]
+
+
+def test_more_regions_than_can_be_told_apart_get_panels_of_their_own() -> None:
+    rows = [row for i in range(9) for row in line({-1.0: -0.3, 1.0: 0.3}, region=f"region {i}")]
+    axes = ATTRIBUTE_LINEARITY.draw(rows)["attribute-linearity"].axes
+    assert [len(ax.get_lines()) for ax in axes] == [5, 4, 1]
 
 
 def test_refused_edits_have_no_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ABLATION_STRENGTH.measure(linear_setup(tmp_path, monkeypatch, quick=True, refused=("left_eye",)))
-    assert {row["region"] for row in rows} == {"right_eye"}
+    assert {row["region"] for row in rows if "region" in row} == {"right_eye"}
+    assert "1 of 2 LOCO edits were refused and are left out." in ABLATION_STRENGTH.conclude(rows)

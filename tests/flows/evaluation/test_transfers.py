@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from flows.datasets.contract import SourceImage
-from flows.evaluation import ceiling
+from flows.evaluation import ceiling, homes
 from flows.evaluation.experiment import Setup
 from flows.evaluation.plots import save
 from flows.evaluation.transfers import POSE, TRANSFER, TRANSFER_POSE, spread_targets
 from flows.evaluation.world import Split
+from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS
-from pipeline.methods.contract import Subject
+from pipeline.methods.contract import Found, Subject
 from pipeline.metrics import mask_iou
-from tests.flows.evaluation.linear_world import linear_setup
+from tests.flows.evaluation.linear_world import Planted, linear_setup
 from tests.flows.evaluation.small_world import small_setup
 
 
@@ -118,7 +119,8 @@ def test_pose_takes_the_pairs_of_transfer_with_the_differences_of_their_factors(
     assert all("too few pairs" in text for text in TRANSFER_POSE.conclude(rows))  # none is near
     for row in rows[: len(rows) // 2]:
         row["apart_position_x"] = 0.1
-    assert "position_x: as it is from 1.00" in TRANSFER_POSE.conclude(rows)[0]
+    said = TRANSFER_POSE.conclude(rows)[0]
+    assert "position_x: as it is from 1.00" in said and "at a mean IoU of 1.00 and 1.00" in said
 
 
 def test_without_known_poses_the_figure_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,3 +136,39 @@ def test_a_real_model_without_a_reader_is_measured_by_its_locality(tmp_path: Pat
     assert len(TRANSFER.draw(rows)["transfer"].axes) == 2
     sentences = TRANSFER.conclude(rows)
     assert "succeed" not in sentences[0] and "nothing reads" in sentences[-1]
+
+
+def test_transfers_of_a_region_that_nothing_reads_are_no_failures() -> None:
+    head = {"image": "a", "method": "loco", "roir": 0.5, "iou": 0.7}
+    rows = [
+        {**head, "region": region, "moved": moved, **told}
+        for region, told in {"mouth": {"success": True, "move": 0.3, "home_success": True}, "cheek": {}}.items()
+        for moved in (False, True)
+    ]
+    (text,) = TRANSFER.conclude(rows)
+    assert "as it is 1.00" in text and "of the 1 whose attributes are read succeed" in text
+    assert list(TRANSFER.draw(rows)["transfer"].axes[0].get_lines()[0].get_ydata()) == [1.0]
+
+
+def test_edits_that_were_refused_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = TRANSFER.measure(linear_setup(tmp_path, monkeypatch, quick=True, refused=("left_eye",)))
+    assert "1 of 2 LOCO edits were refused and are left out." in TRANSFER.conclude(rows)
+
+
+class Rooted(Planted):
+    """Of its edits nothing is left when they are moved."""
+
+    def moved(self, edit: Found, home: torch.Tensor, target: torch.Tensor) -> Found:
+        raise InputError("region", edit.region, "another")
+
+
+@pytest.mark.parametrize("reader", [True, False])
+def test_an_edit_of_which_nothing_is_left_fails_where_attributes_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: bool
+) -> None:
+    setup = linear_setup(tmp_path, monkeypatch, quick=True, reader=reader)
+    kinds = {name: type(name, (Rooted,), {"name": name}) for name in ("loco", "individual")}
+    monkeypatch.setattr(homes, "kind_of", kinds.__getitem__)
+    moved = [row for row in TRANSFER.measure(setup) if row.get("moved")]
+    assert moved and all(row["roir"] == float("inf") for row in moved)
+    assert all(row.get("success") is (False if reader else None) for row in moved)
