@@ -10,8 +10,9 @@ import numpy as np
 from flows.datasets.contract import SourceImage
 from flows.evaluation.cells import Rows
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import SHOWN, TITLES, Home, Homes, apply_all, combined
+from flows.evaluation.homes import SHOWN, TITLES, Home, Homes, apply_all, combined, usable
 from flows.evaluation.series import curve, measured, names, of, omissions, statistic, written
+from flows.evaluation.trials import LEAST_MOVE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,17 +23,21 @@ WEIGHTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 def _measure(setup: Setup) -> Rows:
     homes = Homes(setup, IMAGES)
-    return homes.left_out() + homes.gathered(
-        "grids of two edits",
-        lambda name, i, image: _image_rows(homes, name, image, shown=i < SHOWN),
-        "no image has two regions with edits",
+    return (
+        homes.left_out()
+        + homes.gathered(
+            "grids of two edits",
+            lambda name, i, image: _image_rows(homes, name, image, shown=i < SHOWN),
+            "no image has two regions with edits",
+        )
+        + homes.limits()
     )
 
 
 def _image_rows(homes: Homes, name: str, image: SourceImage, *, shown: bool) -> Rows:
     """One row per grid: edits far apart in the recipe's order make a pair, each edit in one grid at most."""
     method = homes.method(name)
-    edits = [home for home in homes.get(method, image) if home.edit is not None]
+    edits = [home for home, _ in usable(homes.get(method, image))]
     half = len(edits) // 2
 
     def make() -> Rows:
@@ -81,7 +86,10 @@ def shares(readings: Sequence[Sequence[float]], axis: int) -> dict[str, float]:
 
 def _axes_of(rows: Rows) -> Rows:
     """A row per axis of each grid with readings: method, region, factor, its shares, and its readings, own axis down
-    and turned so that the factor rises where its edit raises it."""
+    and turned so that the factor rises where its edit raises it.
+
+    `moves`: by itself the edit moves its factor by `LEAST_MOVE` or more; of one that hardly moves, shares say nothing.
+    """
     found = []
     for row in rows:
         for axis, readings in enumerate(row.get("readings", [])):
@@ -89,7 +97,10 @@ def _axes_of(rows: Rows) -> Rows:
             grid = (grid if axis == 0 else grid.T) - grid[len(WEIGHTS) // 2, len(WEIGHTS) // 2]
             head = {"image": row["image"], "method": row["method"], "region": row["of"][axis]}
             turned = grid if row["rises"][axis] else -grid
-            found.append({**head, "factor": row["factors"][axis], "turned": turned, **shares(readings, axis)})
+            moves = bool(turned[-1, len(WEIGHTS) // 2] >= LEAST_MOVE)
+            found.append(
+                {**head, "factor": row["factors"][axis], "turned": turned, "moves": moves, **shares(readings, axis)}
+            )
     return found
 
 
@@ -110,7 +121,7 @@ def _draw(rows: Rows) -> dict[str, Figure]:
             captions=captions,
             title=f"{TITLES[row['method']]}, times the visible strength",
         )
-    axes_of = _axes_of(measured(rows))
+    axes_of = of(_axes_of(measured(rows)), moves=True)
     if not axes_of:
         return drawn
     methods = names(axes_of, "method")
@@ -140,15 +151,20 @@ def _caption(row: dict[str, Any], i: int, j: int) -> str:
 
 
 def _conclude(rows: Rows) -> list[str]:
-    found = [one for one in _axes_of(measured(rows)) if np.isfinite(one["own"])]
+    found = _axes_of(measured(rows))
     sentences = []
     for method in names(found, "method"):
-        own = of(found, method=method)
+        every = of(found, method=method)
+        own = of(every, moves=True)
+        head = f"{TITLES[method]}: {len(own)} of {len(every)} edits move their own attribute by {LEAST_MOVE:g} or more"
+        if not own:
+            sentences.append(f"{head} in their grid.")
+            continue
         figures = {name: statistic(own, name) for name in ("own", "other", "both")}
         sentences.append(
-            f"{TITLES[method]}: over a grid a median share of {written(figures['own'])} of an attribute's variance "
+            f"{head} in their grid. Of these, a median share of {written(figures['own'])} of the attribute's variance "
             f"comes from its own edit, {written(figures['other'])} from the other region's, and "
-            f"{written(figures['both'])} only from both (axes: {len(own)}; images: {len(names(own, 'image'))})."
+            f"{written(figures['both'])} only from both (images: {len(names(own, 'image'))})."
         )
     return sentences + omissions(rows)
 

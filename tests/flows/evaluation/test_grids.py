@@ -49,3 +49,20 @@ def test_without_a_reader_there_are_pictures_only(tmp_path: Path, monkeypatch: p
     assert set(drawn) == {"grid-1", "grid-2"} and drawn["grid-1"].axes[0].get_xlabel() == ""
     (text,) = GRIDS.conclude(rows)
     assert "nothing reads" in text
+
+
+def test_axes_along_which_the_own_attribute_hardly_moves_have_no_share() -> None:
+    still = [[0.004 * (-1) ** (i + j) for j in range(5)] for i in range(5)]
+    row = {"image": "a", "method": "loco", "of": ["mouth", "hair"], "factors": ["f", "g"], "rises": [True, True]}
+    (text,) = GRIDS.conclude([{**row, "readings": [DOWN, still]}])
+    assert "1 of 2 edits move their own attribute" in text and "median share of 1.00" in text
+    assert len(GRIDS.draw([{**row, "readings": [DOWN, still]}])["grids"].axes) == 1
+    (none,) = GRIDS.conclude([{**row, "readings": [still, still]}])
+    assert "0 of 2 edits" in none and "share" not in none and GRIDS.draw([{**row, "readings": [still, still]}]) == {}
+
+
+def test_refused_and_invisible_edits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = linear_setup(tmp_path, monkeypatch, refused=("mouth",), limit=0.5)
+    said = GRIDS.conclude(GRIDS.measure(setup))
+    assert "3 of 12 LOCO edits were refused and are left out." in said
+    assert any("9 of 9 LOCO edits stay weaker than visible" in text for text in said)
