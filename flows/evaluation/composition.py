@@ -5,8 +5,10 @@ Edits are those of `homes`, each at its own visible strength.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy as np
 from flows.datasets.contract import SourceImage
 from flows.evaluation.cells import Rows
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import SHOWN, TITLES, Home, Homes, apply_all, combined
+from flows.evaluation.homes import SHOWN, TITLES, Home, Homes, apply_all, combined, usable
 from flows.evaluation.series import curve, names, of, omissions, statistic, written
 from flows.evaluation.trials import LEAST_MOVE, OTHER_LIMIT
 
@@ -24,26 +26,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IMAGES, MOST = 10, 4
+SETS = 12  # of one size and image: all sets would grow with the fourth power of the number of regions
 
 
 def _measure(setup: Setup) -> Rows:
     homes = Homes(setup, IMAGES)
-    return homes.left_out() + homes.gathered(
-        "several edits at once",
-        lambda name, i, image: _image_rows(homes, name, image, shown=i < SHOWN),
-        "no image has two regions with edits",
+    return (
+        homes.left_out()
+        + homes.gathered(
+            "several edits at once",
+            lambda name, i, image: _image_rows(homes, name, image, shown=i < SHOWN),
+            "no image has two regions with edits",
+        )
+        + homes.limits()
     )
 
 
 def _image_rows(homes: Homes, name: str, image: SourceImage, *, shown: bool) -> Rows:
     """Rows of every set of two to four edits of an image (`set_row`), and one with pictures where they are kept."""
     method = homes.method(name)
-    edits = [home for home in homes.get(method, image) if home.edit is not None]
+    edits = [home for home, _ in usable(homes.get(method, image))]
     if len(edits) < 2:
         return []
 
     def make() -> Rows:
-        sets = [own for count in range(2, MOST + 1) for own in combinations(range(len(edits)), count)]
+        sets = [own for count in range(2, MOST + 1) for own in drawn_sets(len(edits), count, image.image_id)]
         singles = [(i,) for i in range(len(edits))]
         sums = [combined([edits[i] for i in own], [1.0] * len(own)) for own in (*singles, *sets)]
         subject = homes.subject(method, image)
@@ -64,7 +71,17 @@ def _image_rows(homes: Homes, name: str, image: SourceImage, *, shown: bool) -> 
         return rows
 
     key = {**homes.key(method, image), "shown": shown, "most": MOST}
+    if any(comb(len(edits), count) > SETS for count in range(2, MOST + 1)):
+        key["sets"] = SETS
     return homes.setup.cells.get("composition", key, make).rows
+
+
+def drawn_sets(edits: int, count: int, name: str) -> list[tuple[int, ...]]:
+    """Sets of `count` of so many edits: all of them, or the first and others drawn by a name, `SETS` in all."""
+    every = list(combinations(range(edits), count))
+    if len(every) <= SETS:
+        return every
+    return sorted([every[0], *random.Random(f"{name} {count}").sample(every[1:], SETS - 1)])
 
 
 def set_row(before: torch.Tensor, alone: Sequence[torch.Tensor], together: torch.Tensor) -> dict[str, Any]:
@@ -214,7 +231,10 @@ def _kept(rows: Rows) -> str:
 COMPOSITION = Experiment(
     name="composition",
     title="Two, three and four directions of different regions together",
-    source="LOCO Edit, figure 1c (composability): the effect of the sum against the sum of effects, of both methods",
+    source=(
+        "LOCO Edit, figure 1c (composability): the effect of the sum against the sum of effects, of both methods; at "
+        f"most {SETS} sets of a size and image"
+    ),
     measure=_measure,
     draw=_draw,
     conclude=_conclude,

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.evaluation.composition import COMPOSITION, set_moves, set_row
+from flows.evaluation import composition
+from flows.evaluation.composition import COMPOSITION, SETS, drawn_sets, set_moves, set_row
 from flows.evaluation.homes import Home
 from flows.evaluation.plots import save
 from tests.flows.evaluation.linear_world import linear_setup
@@ -71,4 +72,23 @@ def test_a_real_model_without_a_reader_composes_too(tmp_path: Path) -> None:
 def test_one_region_leaves_nothing_to_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = COMPOSITION.measure(linear_setup(tmp_path, monkeypatch, quick=True, refused=("left_eye",)))
     assert COMPOSITION.draw(rows) == {}
-    assert COMPOSITION.conclude(rows) == ["Left out: the whole figure, for no image has two regions with edits."]
+    first, *rest = COMPOSITION.conclude(rows)
+    assert first == "Left out: the whole figure, for no image has two regions with edits."
+    assert rest[0] == "1 of 2 LOCO edits were refused and are left out."
+
+
+def test_sets_of_many_edits_are_drawn_and_the_first_is_always_among_them() -> None:
+    for count in (2, 3, 4):
+        drawn = drawn_sets(12, count, "a")
+        assert len(set(drawn)) == SETS and drawn[0] == tuple(range(count)) and drawn == drawn_sets(12, count, "a")
+        assert all(len(set(own)) == count and max(own) < 12 for own in drawn) and drawn != drawn_sets(12, count, "b")
+    assert drawn_sets(4, 2, "a") == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+def test_an_image_with_more_sets_than_are_drawn_has_a_cell_of_that_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composition, "SETS", 3)
+    rows = COMPOSITION.measure(linear_setup(tmp_path, monkeypatch))
+    assert len([row for row in rows if "count" in row]) == 3 * 2 * (3 + 3 + 1)
+    assert len(COMPOSITION.draw(rows)["composition-1"].axes) == 2 * 8
