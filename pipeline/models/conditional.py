@@ -1,7 +1,7 @@
 """The denoiser contract over diffusers' `UNet2DConditionModel`: cross-attention to one prompt, fixed at construction.
 
-`prompt` is where text comes in: an embedding of it, or of no words at all. Guidance, which needs two of them, will mix
-outputs of `_output`; the halves before and behind h stay as they are.
+`prompt` is where text comes in: an embedding of it, or of no words at all. Guidance, which needs two of them, mixes two
+denoisers (`prompted.py`).
 """
 
 from __future__ import annotations

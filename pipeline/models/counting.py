@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from pipeline.models.contract import Denoiser
+from pipeline.models.prompted import PromptedDenoiser
 
 
 class Counter(Protocol):
@@ -59,3 +60,21 @@ class CountingDenoiser(Denoiser):
 
     def differentiable(self) -> Denoiser:
         return self._inner.differentiable()
+
+
+class CountingPromptedDenoiser(CountingDenoiser, PromptedDenoiser):
+    """The same of a model that takes text: what it does under any prompt counts too."""
+
+    def __init__(self, inner: PromptedDenoiser, counter: Counter) -> None:
+        super().__init__(inner, counter)
+        self._prompts = inner
+
+    def prompted(self, text: str) -> Denoiser:
+        return CountingDenoiser(self._prompts.prompted(text), self._counter)
+
+
+def counting(inner: Denoiser, counter: Counter) -> CountingDenoiser:
+    """`inner`, counting, and still one that takes text if it is one."""
+    if isinstance(inner, PromptedDenoiser):
+        return CountingPromptedDenoiser(inner, counter)
+    return CountingDenoiser(inner, counter)
