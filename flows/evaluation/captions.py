@@ -1,9 +1,10 @@
-"""Captions under CLIP, which tell trained and guided rivals an attribute where no reader of attributes does."""
+"""Captions of what edits are to change: under CLIP for trained and guided rivals where no reader of attributes tells
+them, and as prompts for methods of models that take text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -11,16 +12,33 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.methods.clip_guidance import ClipGuidance
-from pipeline.methods.contract import Reader
+from pipeline.methods.contract import About, Reader
 from pipeline.methods.guidance import Goal
+from pipeline.models.contract import Denoiser
+from pipeline.models.prompted import PromptedDenoiser
 
 
 @dataclass(frozen=True)
 class Captions:
-    """`folder` of a CLIPModel of transformers, and what each region's edit is to change, in words."""
+    """`folder` of a CLIPModel of transformers, and what each region's edit is to change, in words; prompts need no
+    CLIP."""
 
     folder: str | None = None
     goals: tuple[Goal, ...] = ()
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Raises InputError for captions that no method could be told: without CLIP, of a model that takes no text."""
+        if self.goals and self.folder is None and not isinstance(denoiser, PromptedDenoiser):
+            raise InputError(
+                "--clip, --caption", "one without the other, and a model that takes no text",
+                "the folder of a CLIPModel, and what its captions are",
+            )  # fmt: skip
+
+    def told(self, about: About) -> Captions:
+        """What of them a method is told; nothing of any other method depends on them."""
+        if about.supervision == "prompts":
+            return replace(self, folder=None)
+        return NO_CAPTIONS if about.supervision == "none" or self.folder is None else self
 
     def reader(self, device: torch.device | str) -> Reader | None:
         """CLIP as a classifier with a reading for each goal; None without captions."""
@@ -46,11 +64,12 @@ def captions_of(folder: Path | None, given: Sequence[str], regions: Sequence[str
     """Captions as users write them, "REGION: before -> after".
 
     Raises:
-        InputError: captions without CLIP or the other way round, another form, or a region that the recipe lacks.
+        InputError: CLIP without captions, another form, or a region that the recipe lacks. (Captions without CLIP:
+            `Captions.check`, which knows the model.)
     """
     if folder is None and not given:
         return NO_CAPTIONS
-    if folder is None or not given:
+    if not given:
         raise InputError(
             "--clip, --caption", "one without the other", "the folder of a CLIPModel, and what its captions are",
         )  # fmt: skip
@@ -63,4 +82,4 @@ def captions_of(folder: Path | None, given: Sequence[str], regions: Sequence[str
             raise InputError("--caption", text[:120], expected)
         name = target.replace("/", " ")
         goals.append(Goal(region.strip(), name, index=len(goals), source=source, target=target))
-    return Captions(str(folder), tuple(goals))
+    return Captions(None if folder is None else str(folder), tuple(goals))

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from flows.console import complain
 from flows.datasets.contract import SourceImage
-from flows.evaluation.captions import NO_CAPTIONS, Captions
+from flows.evaluation.captions import Captions
 from flows.evaluation.cells import Cell, Cells, Rows, digest, write
 from flows.evaluation.method_run import MethodRun
 from flows.evaluation.world import Split, World, shipped_folder
@@ -25,6 +25,7 @@ from pipeline.faces.factors import FACTORS, OWNER
 from pipeline.methods.choices import METHODS
 from pipeline.methods.contract import Method, Settings
 from pipeline.methods.guidance import reader_goals
+from pipeline.models.prompted import PromptedDenoiser
 
 _EXPERIMENT: dict[Split, str] = {"mine": "choosing", "holdout": "comparison"}
 
@@ -57,13 +58,14 @@ class Chosen:
 
 def base_settings(kind: type[Method], world: World) -> Settings:
     """A method's settings as a recipe has them: the recipe decides those that the method lets it (`Method.told`).
-    Goals are the captions that were given, or else the first attribute of each region.
+    Goals are the captions that were given, or else the first attribute of each region, which is no prompt.
 
     Raises:
         InputError: values that the method refuses.
     """
     recipe, method = world.recipe, world.recipe.method
     own = method.loco if kind.about.space == "x" else method.jive
+    read = recipe.region_names if world.reader and kind.about.supervision != "prompts" else ()
     values: dict[str, Any] = {
         "timestep": method.timestep,
         "inversion_steps": method.inversion_steps,
@@ -74,7 +76,7 @@ def base_settings(kind: type[Method], world: World) -> Settings:
         "eta": method.edit.eta,
         "eta_share": method.edit.eta_share,
         "seed": recipe.seed,
-        "goals": world.captions.goals or reader_goals(FACTORS, OWNER, recipe.region_names if world.reader else ()),
+        "goals": world.captions.told(kind.about).goals or reader_goals(FACTORS, OWNER, read),
         "clip": world.captions.folder,
         **dict(own),
     }
@@ -105,8 +107,12 @@ class Comparison:
         about, world = kind_of(name).about, self.world
         if (about.space == "h" or about.through_h) and world.denoiser.info.bottleneck_shape is None:
             return "this model has no bottleneck"
-        told = world.captions.goals or any(map(world.factors, world.recipe.region_names))
-        if about.supervision != "none" and not told:
+        told = bool(self._captions(name).goals)
+        if about.supervision == "prompts":
+            if not isinstance(world.denoiser, PromptedDenoiser):
+                return "this model takes no text"
+            return "" if told else "no prompts were given; --caption would tell them"
+        if about.supervision != "none" and not (told or any(map(world.factors, world.recipe.region_names))):
             return "nothing reads the attributes of these pictures; --clip and --caption would tell it"
         tried = self.grid(name)[: None if self.size.choosing else 1]
         needed = max(self._made(name, settings).images for settings in tried)
@@ -222,8 +228,8 @@ class Comparison:
         return cost
 
     def _captions(self, name: str) -> Captions:
-        """The captions, for a method that is told what to change: nothing of any other depends on them."""
-        return NO_CAPTIONS if kind_of(name).about.supervision == "none" else self.world.captions
+        """The captions, for a method that is told what to change."""
+        return self.world.captions.told(kind_of(name).about)
 
     def _made(self, name: str, settings: Settings) -> Method:
         guide = self._captions(name).reader(self.world.denoiser.device) or self.world.reader

@@ -34,7 +34,7 @@ from pipeline.faces.factors import FACTORS, REGIONS, factors_of
 from pipeline.images import as_tensor
 from pipeline.methods.contract import Subject
 from pipeline.models.contract import Denoiser
-from pipeline.models.counting import CountingDenoiser
+from pipeline.models.counting import counting
 from pipeline.reader import AttributeReader
 
 Split = Literal["mine", "holdout"]
@@ -67,7 +67,8 @@ class World:
     ) -> None:
         self.backbones_folder, found = backbones, look_for_backbones(backbones)  # before the model, which takes longer
         self.recipe, self.folder, self.counter, self.captions = recipe, folder, Passes(), captions
-        self.denoiser: Denoiser = CountingDenoiser(denoiser or open_model(model_place(recipe)), self.counter)
+        self.denoiser: Denoiser = counting(denoiser or open_model(model_place(recipe)), self.counter)
+        captions.check(self.denoiser)
         self.backbones = for_pictures(found, self.denoiser.info.image_shape)
         self.reader: AttributeReader | None = None
         if isinstance(recipe.dataset, BuiltinDataset) and self.denoiser.info.image_shape == (3, 64, 64):

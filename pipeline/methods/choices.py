@@ -13,10 +13,12 @@ from pipeline.methods.noise_clr import NoiseClr
 from pipeline.methods.noise_jacobian import NoiseJacobian
 from pipeline.methods.pullback import Pullback
 from pipeline.methods.randoms import RandomH, RandomX
+from pipeline.methods.t_loco import TLoco
 
 _ALL: tuple[type[Method], ...] = (
     Loco,
     LocoPlain,
+    TLoco,
     Individual,
     HMasked,
     Haas,

@@ -86,7 +86,7 @@ class About:
     title: str
     paper: str
     space: Literal["x", "h", "eps"]
-    supervision: Literal["none", "attribute reader", "CLIP", "attribute reader or CLIP"] = "none"
+    supervision: Literal["none", "attribute reader", "CLIP", "attribute reader or CLIP", "prompts"] = "none"
     one_step: bool = False
     theory: bool = False
     localised: bool = True

@@ -14,6 +14,7 @@ import torch
 from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import InputError
 from pipeline.methods.contract import Found, Method, Refused, Subject, guess_from_gain
+from pipeline.models.contract import Denoiser
 from pipeline.operators import LinearOperator
 from pipeline.registration import registered
 from pipeline.strengths import STRENGTH_LIMIT
@@ -38,8 +39,14 @@ class XMethod(VectorMethod):
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]: ...
 
     def apply(self, edits: Sequence[Found], subjects: Sequence[Subject], strengths: torch.Tensor) -> torch.Tensor:
+        return self._decoded(self.denoiser, edits, subjects, strengths)
+
+    def _decoded(
+        self, denoiser: Denoiser, edits: Sequence[Found], subjects: Sequence[Subject], strengths: torch.Tensor
+    ) -> torch.Tensor:
+        """As `apply`, by any denoiser of the same x-space."""
         latents, shifts = _stacked(edits, subjects, strengths)
-        return decode(self.denoiser, latents + shifts, self.timestep, _decoding(self))
+        return decode(denoiser, latents + shifts, self.timestep, _decoding(self))
 
 
 class HMethod(VectorMethod):

@@ -97,7 +97,7 @@ def test_captions_are_a_goal_for_each_region() -> None:
 @pytest.mark.parametrize(
     ("folder", "texts", "message"),
     [
-        (None, ["eye: a -> b"], "one without the other"),
+        (None, ["eye: a, b"], "before -> after"),
         (Path("clip"), [], "one without the other"),
         (Path("clip"), ["nose: a -> b"], "one of eye"),
         (Path("clip"), ["eye: a, b"], "before -> after"),
