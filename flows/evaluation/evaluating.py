@@ -14,17 +14,19 @@ import torch
 
 from flows.console import complain, stage
 from flows.evaluation.captions import NO_CAPTIONS, Captions
-from flows.evaluation.cells import Cell, write
+from flows.evaluation.cells import Cell, Rows, write
 from flows.evaluation.comparison import FULL, QUICK, Chosen, Comparison, Size
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.experiments import EXPERIMENTS
 from flows.evaluation.filling import fill, open_cells
+from flows.evaluation.homes import left_out
 from flows.evaluation.kept import Asked, Kept, KeptFigure, MissingCellError, ReadCells, identity, strict
 from flows.evaluation.report import Drawn, EvaluationPage, render
+from flows.evaluation.series import measured, of
 from flows.evaluation.tables import Line, line, markdown, remarks, targets
 from flows.evaluation.world import World
 from flows.recipe import Recipe
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ModelError, NotFoundError
 from pipeline.methods.choices import METHODS
 
 
@@ -52,9 +54,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What came of it, with what earlier calls have left. `figures`: name -> what its rows say; `absent`: figures
-    without the weights they need, methods that this model or data has no use for or whose cells are gone, and images
-    that nothing could be found on, with the reason."""
+    """What came of it, with what earlier calls have left. `figures`: name -> what its rows say; `absent`: columns
+    without the weights they need, methods that this model or data has no use for or whose cells are gone, figures that
+    could not be measured or say nothing, and images that nothing could be found on, with the reason."""
 
     folder: Path
     lines: Sequence[Line] = ()
@@ -78,8 +80,9 @@ def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
     model and recipe: figures of earlier calls too, and the comparison last asked for. Methods of earlier calls are
     among those asked for now where the size is the same; without methods, it is shown again from its cells.
 
-    `folder` then holds cells/ and latents/ and learned/ (what makes a rerun short), results.json, comparison.json (what
-    was asked for), comparison.md, comparison.parquet, figures/NAME.json and NAME-PLOT.png, and index.html.
+    `folder` then holds cells/, latents/ and learned/ (what makes a rerun short), results.json,
+    comparison.json (what was asked for), comparison.md, comparison.parquet, figures/NAME.json and
+    NAME-PLOT.png, and index.html.
 
     Raises:
         InputError: unknown methods or figures, or too few images.
@@ -96,7 +99,7 @@ def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
     if others := kept.others():
         complain(f"{folder}: {', '.join(others)}: of another model, recipe or images, so not shown with these")
     size, compared, gone = _compare(comparison, kept, names, wanted.workers)
-    figures = _figures(world, kept, wanted)
+    figures, silent = _figures(world, kept, wanted)
     lines = [each.line for each in compared.values()]
     result = Evaluated(
         folder=folder,
@@ -107,6 +110,7 @@ def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
         absent={
             **world.backbones.absent,
             **{METHODS[name].about.title: reason for name, reason in (lacking | gone).items()},
+            **{f"figure {name}": reason for name, reason in silent.items()},
             **{f"image {name}": reason for name, reason in world.failures.items()},
         },
     )
@@ -178,24 +182,58 @@ def _compared(comparison: Comparison, name: str) -> Compared:
     return Compared(line(name, about, settings, int(learned["images"]), learned["seconds"], cells), choice, cells)
 
 
-def _figures(world: World, kept: Kept, wanted: Wanted) -> dict[str, Drawn]:
-    """Figures by name: those asked for measured, and those of earlier calls drawn again."""
+def _figures(world: World, kept: Kept, wanted: Wanted) -> tuple[dict[str, Drawn], dict[str, str]]:
+    """Figures by name: those asked for measured, and those of earlier calls drawn again; and why others say nothing."""
     for name in wanted.figures:
-        with stage(EXPERIMENTS[name].title, None):
-            rows = EXPERIMENTS[name].measure(Setup(world, open_cells(world), wanted.quick))
-        kept.keep_figure(name, KeptFigure(rows, wanted.quick))
-    drawn = {}
+        _measure(world, kept, name, wanted.quick)
+    drawn, silent = {}, {}
     for name, experiment in EXPERIMENTS.items():
         figure = kept.figure(name)
         if figure is None:
             continue
         try:
-            drawn[name] = _drawn(experiment, figure, world.folder / "figures")
+            if reason := silence(figure.rows):
+                silent[name] = reason
+            else:
+                drawn[name] = _drawn(experiment, figure, world.folder / "figures")
         except Exception as error:  # rows that somebody has changed may break a plot anywhere
             if name in wanted.figures:
                 raise
             complain(f"{world.folder}/figures/{name}.json cannot be drawn ({type(error).__name__}), so is left out")
-    return drawn
+    return drawn, silent
+
+
+def _measure(world: World, kept: Kept, name: str, quick: bool) -> None:
+    """Measure a figure and keep its rows. One that cannot be measured is kept as left out, unless an earlier call has
+    measured it: it costs neither the others nor the page."""
+    try:
+        with stage(EXPERIMENTS[name].title, None):
+            rows = EXPERIMENTS[name].measure(Setup(world, open_cells(world), quick))
+    except (InputError, ModelError, NotFoundError) as error:
+        earlier = kept.figure(name)
+        if earlier is not None and not silence(earlier.rows):
+            complain(f"figure {name} is shown as an earlier call measured it; now {error}")
+            return
+        rows = [left_out("the whole figure", str(error))]
+    kept.keep_figure(name, KeptFigure(rows, quick))
+
+
+def silence(rows: Rows) -> str:
+    """Why rows of a figure say nothing; empty where they say something."""
+    found = measured(rows)
+    if not found:
+        reasons = of(rows, what="the whole figure") or rows
+        return "; ".join(dict.fromkeys(str(row.get("why")) for row in reasons)) or "nothing was there to be measured"
+    refused = [_refusal(row) for row in found]
+    if not all(refused):
+        return ""
+    return f"every edit was refused ({'; '.join(dict.fromkeys(refused))})"
+
+
+def _refusal(row: Mapping[str, Any]) -> str:
+    """Why the edit of a row was refused; empty where it was made."""
+    failure = str(row.get("failure", ""))
+    return str(row["refused"]) if "refused" in row else failure.partition("refused: ")[2]
 
 
 def _drawn(experiment: Experiment, figure: KeptFigure, folder: Path) -> Drawn:

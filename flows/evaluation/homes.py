@@ -75,8 +75,9 @@ class Homes:
         rows = []
         if len(self.methods) < len(METHODS):
             rows.append(left_out("individual components", "this model has no bottleneck"))
-        if self.world.reader is None:
-            rows.append(left_out("success and attribute changes", "nothing reads the attributes of these pictures"))
+        if not any(map(self.world.factors, self.world.recipe.region_names)):
+            what = "pictures" if self.world.reader is None else "regions"
+            rows.append(left_out("success and attribute changes", f"nothing reads the attributes of these {what}"))
         return rows
 
     def refusals(self, images: Sequence[SourceImage] | None = None, shares: Sequence[float | None] = (None,)) -> Rows:

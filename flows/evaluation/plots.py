@@ -21,7 +21,7 @@ PER_PANEL = len(COLOURS)  # lines told apart in one panel
 
 def panels(count: int, *, columns: int = 3, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes, at most `columns` a row."""
-    across = min(count, columns)
+    across = max(1, min(count, columns))
     down = -(-count // across)
     figure = Figure(figsize=(WIDTH * across, height * down), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -51,7 +51,12 @@ def lines(
     ax: Axes,
     series: Mapping[str, Sequence[tuple[float, float]] | Sequence[tuple[float, float, float, float]]],
 ) -> None:
-    """Lines by name, of points (x, y) or (x, y, low, high): intervals become bands. NaN points are left out."""
+    """Lines by name, of points (x, y) or (x, y, low, high): intervals become bands. Points that are not finite are left
+    out; where none is left, the axes say so."""
+    if not any(np.isfinite(point[1]) for points in series.values() for point in points):
+        text = "no finite value to draw:\nno edit was made, or none can be read"
+        ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=SIZE, color="#555555")
+        return
     for i, (name, points) in enumerate(series.items()):
         rows = np.array([point for point in points if np.isfinite(point[1])], dtype=float)
         if rows.size == 0:

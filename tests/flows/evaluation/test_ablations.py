@@ -112,3 +112,15 @@ def test_more_regions_than_can_be_told_apart_get_another_panel() -> None:
     rows = [edit("a", t, 0.5, region=f"region {i}") for t in (0.2, 0.4) for i in range(9)]
     axes = TIMESTEP_PICTURES.draw(rows)["timesteps-roir"].axes
     assert [len(ax.get_lines()) for ax in axes] == [5, 4]
+
+
+def test_axes_without_a_single_edit_say_so_and_are_not_blank() -> None:
+    refused = [
+        {"image": "a", "region": "mouth", "method": m, "timestep": t, "roir": math.inf, "failure": "refused: small"}
+        for m in ("loco", "individual")
+        for t in (0.2, 0.4)
+    ]
+    for rows in ([], refused):
+        (ax,) = ABLATION_TIMESTEP.draw(rows)["ablation-timestep"].axes
+        assert not ax.lines[1:] and "no edit was made" in ax.texts[0].get_text()
+    assert not ABLATION_TIMESTEP.draw([edit("a", 0.2, 0.5)])["ablation-timestep"].axes[0].texts

@@ -17,8 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.evaluation.evaluating import silence
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.experiments import EXPERIMENTS
+from flows.evaluation.homes import left_out
+from pipeline.errors import InputError, ModelError
 from pipeline.methods.choices import METHODS
 from pipeline.methods.loco import LocoSettings
 from tests.flows.evaluation.linear_world import Planted
@@ -376,3 +379,60 @@ def test_what_is_infinite_is_told_from_what_was_not_measured(
     found = again(world, tmp_path, "--images", 1, "--choosing", 0, "--method", "still")["methods"][0]
     assert found["psnr"]["estimate"] == found["psnr"]["high"] == "inf"
     assert found["lpips"]["estimate"] is None
+
+
+def test_a_figure_that_cannot_be_measured_is_left_out_with_the_reason_and_costs_no_other(
+    world: Path, tmp_path: Path, dots: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(setup: Setup) -> Any:
+        raise InputError("masks", "<none>", "at least one")
+
+    monkeypatch.setitem(EXPERIMENTS, "dots", replace(EXPERIMENTS["dots"], measure=refuse))
+    asked = ("--method", "none", "--figure", "dots", "--figure", "more", "--quick")
+    for options in (asked, ("--method", "none")):  # a later call says so too
+        found = again(world, tmp_path, *options)
+        assert list(found["figures"]) == ["more"]
+        assert found["absent"]["figure dots"] == "masks: found <none>; expected at least one"
+        page = (tmp_path / "index.html").read_text()
+        assert "figure dots: masks: found &lt;none&gt;" in page and "All more" in page and "All dots" not in page
+
+
+def test_a_figure_measured_before_stays_where_it_cannot_be_measured_again(
+    world: Path, tmp_path: Path, dots: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--method", "none", "--figure", "dots", "--quick")
+    before = again(world, tmp_path, *asked)["figures"]
+
+    def refuse(setup: Setup) -> Any:
+        raise ModelError("weights", "none", "some")
+
+    monkeypatch.setitem(EXPERIMENTS, "dots", replace(EXPERIMENTS["dots"], measure=refuse))
+    found = again(world, tmp_path, *asked)
+    assert found["figures"] == before and "figure dots" not in found["absent"]
+    assert "figure dots is shown as an earlier call measured it; now weights: found none" in capsys.readouterr().err
+
+
+def test_an_error_that_is_nobodys_input_ends_the_command(
+    world: Path, tmp_path: Path, dots: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(setup: Setup) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setitem(EXPERIMENTS, "dots", replace(EXPERIMENTS["dots"], measure=broken))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("evaluate", world / "recipe.yaml", "--method", "none", "--figure", "dots", "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([], "nothing was there to be measured"),
+        ([left_out("attributes", "no reader"), left_out("the whole figure", "no edits")], "no edits"),
+        ([left_out("components", "no bottleneck")], "no bottleneck"),
+        ([{"failure": "refused: small"}, {"refused": "weak"}], "every edit was refused (small; weak)"),
+        ([{"failure": "refused: small"}, {"roir": 1.0}], ""),
+        ([left_out("components", "no bottleneck"), {"roir": 1.0}], ""),
+    ],
+)
+def test_rows_that_say_nothing_tell_why(rows: list[dict[str, Any]], reason: str) -> None:
+    assert silence(rows) == reason

@@ -165,3 +165,13 @@ def test_edits_are_kept_with_refusals_and_edits_without_vectors(tmp_path: Path) 
     a = back["a"]
     assert isinstance(a, Found) and a.vector is not None and torch.equal(a.vector, vector)
     assert (a.guess, a.index, a.evidence) == (2.0, 1, {"gain": 3.0})
+
+
+def test_regions_that_nothing_reads_are_said_to_be_so_although_there_is_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = linear_setup(tmp_path, monkeypatch)
+    assert Homes(setup, 1).left_out() == []
+    monkeypatch.setattr(setup.world, "factors", lambda region: ())
+    (row,) = Homes(setup, 1).left_out()
+    assert row["why"] == "nothing reads the attributes of these regions"
