@@ -32,16 +32,22 @@ class Finder:
         Raises:
             ModelError: it cannot be had.
         """
-        return None if self._choice.provider == "segments" else self._mask_model().origin
+        return None if self.needs_latents else self._mask_model().origin
 
-    def masked(self, image: SourceImage, x_t: torch.Tensor) -> tuple[SourceImage, Products]:
-        """The image with its regions, and the Jacobian products that finding them took. `x_t` (*x_shape).
+    @property
+    def needs_latents(self) -> bool:
+        """Whether regions are found on x_t, and not on the picture."""
+        return self._choice.provider == "segments"
+
+    def masked(self, image: SourceImage, x_t: torch.Tensor | None) -> tuple[SourceImage, Products]:
+        """The image with its regions, and the Jacobian products that finding them took. `x_t` (*x_shape) may be None
+        where `needs_latents` is False.
 
         Raises:
-            InputError: no region was found.
+            InputError: no region was found, or no x_t was given.
             ModelError: the mask-generation model cannot be had.
         """
-        found, products = self._segments(x_t) if self._choice.provider == "segments" else self._generated(image)
+        found, products = self._segments(x_t) if self.needs_latents else self._generated(image)
         wanted = set(self._choice.names)
         masks = {name: mask for name, mask in found.masks.items() if name in wanted}
         if not masks:
@@ -49,7 +55,9 @@ class Finder:
             raise InputError(f"regions by {self._choice.provider}", f"none ({reasons})", "at least one region")
         return replace(image, masks=masks, skipped={**image.skipped, **found.skipped}), products
 
-    def _segments(self, x_t: torch.Tensor) -> tuple[RegionMasks, Products]:
+    def _segments(self, x_t: torch.Tensor | None) -> tuple[RegionMasks, Products]:
+        if x_t is None:
+            raise InputError("x_t", "none", "the image's x_t, by which segments are found")
         choice = self._choice
         settings = SegmentSettings(
             count=choice.count,

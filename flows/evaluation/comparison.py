@@ -237,7 +237,7 @@ class Comparison:
 
     def _lessons(self, name: str, method: Method) -> tuple[list[SourceImage], dict[str, Any]]:
         """The images a method learns from, none of which its settings are chosen on, and the key of what it learns."""
-        images = self.world.images("mine", method.images, skip=self.size.choosing)
+        images = self.world.lessons(method.images, skip=self.size.choosing)
         told = self._captions(name).evidence()
         return images, {**self.world.key(images), **told, "method": name, "settings": method.settings.as_dict()}
 

@@ -19,6 +19,7 @@ from flows.evaluation.comparison import FULL, QUICK, Chosen, Comparison, Size
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.experiments import EXPERIMENTS
 from flows.evaluation.filling import fill, open_cells
+from flows.evaluation.found_regions import FoundRegions
 from flows.evaluation.homes import left_out
 from flows.evaluation.kept import Asked, Kept, KeptFigure, MissingCellError, ReadCells, identity, strict
 from flows.evaluation.report import Drawn, EvaluationPage, render
@@ -80,7 +81,7 @@ def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
     model and recipe: figures of earlier calls too, and the comparison last asked for. Methods of earlier calls are
     among those asked for now where the size is the same; without methods, it is shown again from its cells.
 
-    `folder` then holds cells/, latents/ and learned/ (what makes a rerun short), results.json,
+    `folder` then holds cells/, latents/, regions/ and learned/ (what makes a rerun short), results.json,
     comparison.json (what was asked for), comparison.md, comparison.parquet, figures/NAME.json and
     NAME-PLOT.png, and index.html.
 
@@ -292,6 +293,8 @@ def _facts(world: World, size: Size, compared: Mapping[str, Compared], figures: 
         "regions": ", ".join(world.recipe.region_names),
         "attribute reader": "the built-in one" if world.reader is not None else "none: nothing reads attributes here",
     }
+    if world.found is not None:
+        facts["how regions were found"] = _found(world.found)
     if compared:
         facts["held-out images"] = str(size.images)
         facts["settings"] = _settings({name: each.chosen.by for name, each in compared.items()})
@@ -303,6 +306,17 @@ def _facts(world: World, size: Size, compared: Mapping[str, Compared], figures: 
         f"Python {platform.python_version()}"
     )
     return facts
+
+
+def _found(regions: FoundRegions) -> str:
+    """How the regions of a recipe that names none were found, and what it cost."""
+    how = f"by {regions.choice.provider}"
+    if regions.choice.provider == "segments":
+        each = regions.passes / max(1, regions.count)
+        how += (
+            f" at t = {regions.share:g} T, in about {each:.0f} passes and Jacobian products an image with its inversion"
+        )
+    return f"{how}, which no method is charged with; named by size: one name is not one thing on two images"
 
 
 def _settings(by: Mapping[str, int]) -> str:

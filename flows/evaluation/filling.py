@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from flows.console import stage
 from flows.evaluation.captions import NO_CAPTIONS, Captions
@@ -49,7 +50,8 @@ def fill(comparison: Comparison, tasks: Sequence[Task], workers: int, title: str
                 advance(1, task.method)
             return
         world = comparison.world
-        begin = (world.recipe, world.folder, comparison.size, world.backbones_folder, world.captions)
+        regions = None if world.found is None else world.found.depends()
+        begin = (world.recipe, world.folder, comparison.size, world.backbones_folder, world.captions, regions)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(missing)), context, _begin, begin) as pool:
             waiting = {pool.submit(_measure, task): task for task in missing}
@@ -66,13 +68,22 @@ def fill(comparison: Comparison, tasks: Sequence[Task], workers: int, title: str
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(recipe: Recipe, folder: Path, size: Size, backbones: Path | None, captions: Captions) -> None:
+def _begin(
+    recipe: Recipe,
+    folder: Path,
+    size: Size,
+    backbones: Path | None,
+    captions: Captions,
+    regions: Mapping[str, Any] | None,
+) -> None:
     global _comparison
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits for the cells stops for all
     torch.set_num_threads(1)
     _comparison = open_comparison(recipe, folder, size, backbones, captions)
+    if _comparison.world.found is not None and regions is not None:
+        _comparison.world.found.trust(regions)
 
 
 def _measure(task: Task) -> None:

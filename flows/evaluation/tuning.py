@@ -48,8 +48,10 @@ def tune(recipe: Recipe, folder: Path, budget: int, workers: int = 1) -> Tuned:
     """Search, and write `folder`/tuned.yaml with its evidence in tuned.json beside it, and tuned.tuning.json, a digest:
     reports show it of a recipe in data/recipes that it lies beside, under the recipe's name.
 
-    Cost: at most `budget` network passes (products with Jacobians and backward passes count as one each), and what
-    `workers` more candidates take: the budget is looked at between so many.
+    Regions that no data set names are found at the recipe's own timestep, whatever timestep is tried.
+
+    Cost: at most `budget` network passes (products with Jacobians and backward passes count as one each, and finding
+    regions too), and what `workers` more candidates take: the budget is looked at between so many.
 
     Raises:
         InputError: a budget under 1, or no images.
@@ -57,7 +59,8 @@ def tune(recipe: Recipe, folder: Path, budget: int, workers: int = 1) -> Tuned:
     if budget < 1 or workers < 1:
         raise InputError("--budget, --workers", (budget, workers), "at least 1")
     comparison = open_comparison(recipe, folder, Size())
-    images = len(comparison.world.up_to("mine", IMAGES))
+    images, found = len(comparison.world.up_to("mine", IMAGES)), comparison.world.found
+    finding = 0 if found is None else found.passes
     best: Values = {}
     tried: Rows = []
     spent: dict[Task, int] = {}
@@ -65,7 +68,7 @@ def tune(recipe: Recipe, folder: Path, budget: int, workers: int = 1) -> Tuned:
     for title, candidates in _rounds(recipe):
         rows: Rows = []
         for start in range(0, len(candidates), workers):
-            finished = sum(spent.values()) < budget
+            finished = finding + sum(spent.values()) < budget
             if not finished:
                 break
             group = [merged(best, candidate) for candidate in candidates[start : start + workers]]
@@ -75,7 +78,7 @@ def tune(recipe: Recipe, folder: Path, budget: int, workers: int = 1) -> Tuned:
             best = max(rows, key=lambda row: (row["score"], -row["roir"]))["values"]
         if not finished:
             break
-    path, passes = folder / "tuned.yaml", sum(spent.values())
+    path, passes = folder / "tuned.yaml", finding + sum(spent.values())
     evidence = {"recipe": recipe.name, "images": images, "budget": budget, "passes": passes, "finished": finished}
     write(folder / "tuned.json", json.dumps(plain({**evidence, "tried": tried}), indent=1) + "\n")
     write(path.with_suffix(".tuning.json"), json.dumps(plain(digest(tried, images)), indent=1) + "\n")

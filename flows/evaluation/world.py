@@ -25,9 +25,11 @@ from flows.datasets.dataset import load_dataset
 from flows.evaluation.backbones import for_pictures, look_for_backbones
 from flows.evaluation.captions import NO_CAPTIONS, Captions
 from flows.evaluation.cells import digest, write
+from flows.evaluation.found_regions import FoundRegions
 from flows.opening import model_place, open_model
 from flows.paths import builtin_folder
 from flows.recipe import Recipe
+from flows.regions import GeneratedRegions
 from pipeline.editing import invert_pictures
 from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS, REGIONS, factors_of
@@ -54,8 +56,9 @@ class Passes:
 
 
 class World:
-    """Model, data and reader of an evaluation; latents are kept in `folder`, so that each is inverted once. `failures`:
-    items of the data set, as people know them, that are left out, and why."""
+    """Model, data and reader of an evaluation; latents are kept in `folder`, so that each is inverted once, and so are
+    regions that are `found` and not named. `failures`: items of the data set, as people know them, that are left out,
+    and why."""
 
     def __init__(
         self,
@@ -74,7 +77,13 @@ class World:
         if isinstance(recipe.dataset, BuiltinDataset) and self.denoiser.info.image_shape == (3, 64, 64):
             self.reader = AttributeReader.load(builtin_folder() / "reader")
         self.failures: dict[str, str] = {}
+        self.found: FoundRegions | None = None
+        if isinstance(recipe.regions, GeneratedRegions):
+            self.found = FoundRegions(
+                recipe, recipe.regions, self.denoiser, folder / "regions", self._latents, lambda: self.counter.passes
+            )
         self._images: dict[tuple[str, str | None], list[SourceImage]] = {}
+        self._ended: set[tuple[str, str | None]] = set()  # those that were read to their end
 
     def factors(self, region: str) -> tuple[str, ...]:
         """The attributes that belong to a region; none where nothing reads them."""
@@ -109,16 +118,26 @@ class World:
         Raises:
             InputError: the data set has fewer.
         """
-        found = self._read(split, skip + count, name)
+        found = self._with_regions(split, skip + count, name)
         if len(found) < skip + count:
-            raise InputError(
-                "images", f"{len(found)} of the {split} split", f"at least {skip + count}",
-                "Ask for fewer with --images or --choosing, or leave out methods that learn from many.",
-            )  # fmt: skip
+            raise self._too_few(split, len(found), skip + count)
         return found[skip : skip + count]
 
+    def lessons(self, count: int, *, skip: int) -> list[SourceImage]:
+        """`count` images of the `mine` split to learn from, none of them among its first `skip`. Learning looks at no
+        regions, so none are found for it.
+
+        Raises:
+            InputError: the data set has fewer.
+        """
+        used = {image.image_id for image in self.images("mine", skip)}
+        found = [image for image in self._read("mine", skip + count, None) if image.image_id not in used]
+        if len(found) < count:
+            raise self._too_few("mine", len(found) + skip, skip + count)
+        return found[:count]
+
     def count(self, split: Split, most: int) -> int:
-        """How many images a split has, `most` at most."""
+        """How many images a split has, `most` at most; those on which no region is found count."""
         return min(most, len(self._read(split, most, None)))
 
     def up_to(self, split: Split, count: int) -> list[SourceImage]:
@@ -127,11 +146,34 @@ class World:
         Raises:
             InputError: there is none.
         """
-        return self._read(split, count, None)[:count] or self.images(split, 1)
+        return self._with_regions(split, count, None) or self.images(split, 1)
+
+    def _too_few(self, split: Split, found: int, wanted: int) -> InputError:
+        """The error of a split that has fewer images than wanted, with what to do about it."""
+        advice = "Ask for fewer with --images or --choosing, or leave out methods that learn from many."
+        if not found and not isinstance(self.recipe.dataset, BuiltinDataset):
+            advice = "Every second image is held out: give at least two."
+        if self.failures:
+            source, reason = next(iter(self.failures.items()))
+            advice += f" Left out: {len(self.failures)}, of which the first is {source} ({reason})."
+        return InputError("images", f"{found} of the {split} split", f"at least {wanted}", advice)
+
+    def _with_regions(self, split: Split, count: int, name: str | None) -> list[SourceImage]:
+        """`count` images of a split with their regions, or as many as there are."""
+        if self.found is None:
+            return self._read(split, count, name)[:count]
+        wanted = count
+        while True:
+            read = self._read(split, wanted, name)[:wanted]
+            images = self.found.of(read, self.failures)
+            if len(images) == count or len(read) < wanted:
+                return images
+            wanted += count - len(images)
 
     def _read(self, split: Split, count: int, name: str | None) -> list[SourceImage]:
+        """`count` images of a split, or more, or as many as there are, with the regions that the data set has."""
         known = self._images.get((split, name), [])
-        if len(known) >= count:
+        if len(known) >= count or (split, name) in self._ended:
             return known
         dataset, builtin = self.recipe.dataset, isinstance(self.recipe.dataset, BuiltinDataset)
         changes: dict[str, object] = {"limit": None}
@@ -141,6 +183,8 @@ class World:
         read = (i for i in load_dataset(recipe, self.denoiser.info.image_shape) if self._usable(i))
         own = read if builtin else islice(read, 0 if split == "mine" else 1, None, 2)
         found = [image for image in islice(own, count) if isinstance(image, SourceImage)]
+        if len(found) < count:
+            self._ended.add((split, name))
         self._images[split, name] = found
         return found
 
@@ -166,6 +210,9 @@ class World:
             masks = {region: torch.from_numpy(np.array(mask)).to(device) for region, mask in image.masks.items()}
             found.append(Subject(image.image_id, _picture(image).to(device, dtype), x_t.to(device, dtype), masks))
         return found
+
+    def _latents(self, images: Sequence[SourceImage], timestep: int, steps: int) -> list[torch.Tensor]:
+        return [subject.x_t for subject in self.subjects(images, timestep, steps)]
 
     def _invert(self, waiting: Sequence[SourceImage], timestep: int, steps: int) -> dict[str, torch.Tensor]:
         """The x_t of each image by its id, kept for later."""

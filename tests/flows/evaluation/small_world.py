@@ -17,10 +17,11 @@ from pipeline.methods.contract import Subject
 from tests.flows.tiny import model, photographs, recipe
 
 
-def small_setup(folder: Path) -> Setup:
-    """Five photographs, two of which are held out, of 8 pixels a side: x has 192 numbers, h has 512."""
+def small_setup(folder: Path, **changes: Any) -> Setup:
+    """Five photographs, two of which are held out, of 8 pixels a side: x has 192 numbers, h has 512. `changes` of the
+    recipe."""
     photographs(folder)
-    path = recipe(folder, model(folder / "model", size=8))
+    path = recipe(folder, model(folder / "model", size=8), **changes)
     world = World(load_recipe(path), folder / "evaluation")
     return Setup(world, Cells(folder / "evaluation" / "cells", lambda: world.counter.passes))
 

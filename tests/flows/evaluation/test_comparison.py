@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flows.datasets.dataset import Dataset
 from flows.evaluation.captions import NO_CAPTIONS, captions_of
 from flows.evaluation.comparison import Comparison, Size, Task, base_settings, merit
 from flows.evaluation.evaluating import Wanted, evaluate
@@ -417,3 +418,34 @@ def test_images_that_nothing_can_be_found_on_are_left_out_and_named_with_the_rea
     assert set(told) == {"image a.png", "image c.png"}
     assert "covers the whole picture" in told["image c.png"]
     assert "image a.png" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_of_one_image_none_is_held_out_and_the_advice_is_to_give_two(tmp_path: Path) -> None:
+    world = small_setup(tmp_path).world
+    for path in sorted((tmp_path / "photos").iterdir())[1:]:
+        path.unlink()
+    assert len(world.images("mine", 1)) == 1
+    for ask in (world.up_to, world.images):
+        with pytest.raises(InputError, match="0 of the holdout split.*Every second image is held out: give at least"):
+            ask("holdout", 1)
+
+
+def test_a_data_set_that_is_too_small_says_how_many_were_left_out_and_why(tmp_path: Path) -> None:
+    world = small_setup(tmp_path).world
+    (tmp_path / "photos" / "c.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="2 of the holdout.*with --images.*Left out: 1, of which the first is c.png"):
+        world.images("holdout", 3)
+
+
+def test_a_small_data_set_is_read_to_its_end_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = small_setup(tmp_path).world
+    read: list[str] = []
+    real = Dataset.read
+
+    def counted(dataset: Dataset, key: str) -> Any:
+        read.append(key)
+        return real(dataset, key)
+
+    monkeypatch.setattr(Dataset, "read", counted)
+    assert len(world.up_to("holdout", 50)) == 2 and len(read) == 5
+    assert len(world.up_to("holdout", 50)) == world.count("holdout", 9) == 2 and len(read) == 5

@@ -237,3 +237,21 @@ def test_the_command_tunes_and_says_what_it_tried(
     assert run(*command, "--json") == 0
     answer = parsed(capsys.readouterr().out)
     assert answer["recipe"] == str(tmp_path / "out" / "tuned.yaml") and len(answer["tried"]) == 1
+
+
+def test_regions_are_found_once_for_all_that_is_tried_and_paid_from_the_budget(
+    finds: Sequence[type[Rival]], tmp_path: Path
+) -> None:
+    world = small_setup(tmp_path / "world", regions={"provider": "segments", "count": 3, "rank": 4}).world
+    assert world.found is not None
+    world.images("mine", 2)
+    nothing = tune(world.recipe, tmp_path / "out", budget=world.found.passes)
+    assert (nothing.finished, nothing.tried, nothing.passes) == (False, [], world.found.passes)
+    assert load_recipe(nothing.recipe).method == world.recipe.method
+    tuned = tune(world.recipe, tmp_path / "out", budget=10**6)
+    assert tuned.finished and settings_of(tuned)[0] == 0.5  # another timestep than that of the regions
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out" / "cells" / "choosing").iterdir()]
+    products = 10 * sum(kind.finds for kind in finds)
+    assert tuned.passes == world.found.passes + products + sum(cell["passes"] for cell in cells)
+    assert len(list((tmp_path / "out" / "regions").iterdir())) == 2
+    assert tune(world.recipe, tmp_path / "out", budget=10**6) == tuned
