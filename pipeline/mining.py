@@ -7,6 +7,7 @@ came out; strengths at which the decoded change becomes visible. Nothing here kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -43,6 +44,11 @@ def check_masks(masks: Mapping[str, torch.Tensor], shape: tuple[int, int]) -> No
             raise InputError(f"mask of {region}", "an empty mask", "at least one pixel", "Leave the region out.")
         if bool(mask.all()):
             raise InputError(f"mask of {region}", "a mask that covers the whole image", "a part of the image")
+
+
+def room(operator: LinearOperator, mask: torch.Tensor) -> int:
+    """The largest rank that the operator can have under a mask (H, W)."""
+    return min(math.prod(operator.shape_in), int(mask.sum()) * operator.shape_out[0])
 
 
 def _triplet(svd: TruncatedSVD, rank: int) -> dict[str, Any]:
@@ -86,10 +92,12 @@ def mine_local(
     """LOCO: singular directions of every region in x-space, and "local" ones in the null space of everything else.
 
     Without a null space (`null_rank` 0) the singular directions stand in as local ones, with all of their length kept:
-    every region has local directions, whatever is asked of them later.
+    every region has local directions, whatever is asked of them later. A null space is no larger than what lies outside
+    the region has room for.
     """
     complements = {f"not {region}": ~mask for region, mask in masks.items()}
-    ranks = dict.fromkeys(masks, loco.rank) | dict.fromkeys(complements, loco.null_rank)
+    ranks = dict.fromkeys(masks, loco.rank)
+    ranks |= {name: min(loco.null_rank, room(operator, mask)) for name, mask in complements.items()}
     svds = masked_svds(
         operator,
         {**masks, **complements},
@@ -177,6 +185,12 @@ def _inside(
     ]
 
 
+def outside(masks: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Everything outside the regions, bool (H, W); None where nothing is."""
+    rest = ~torch.stack(list(masks.values())).any(0)
+    return rest if bool(rest.any()) else None
+
+
 def mine_components(
     operator: LinearOperator,
     masks: Mapping[str, torch.Tensor],
@@ -187,16 +201,16 @@ def mine_components(
     """Plain region SVDs in h-space, and JIVE's joint and individual components across regions.
 
     Kouzelis et al. 2024, algorithm 1. Everything outside the regions is one more block, or there is nothing for the
-    rest of the picture to be joint with.
+    rest of the picture to be joint with; its ranks are no larger than it has room for.
     """
-    blocks = dict(masks)
-    rest = ~torch.stack(list(masks.values())).any(0)
-    if bool(rest.any()):
-        blocks[REST] = rest
+    heights, rest = dict.fromkeys(masks, ranks.rank), outside(masks)
+    if rest is not None:
+        heights[REST] = min(ranks.rank, room(operator, rest))
+    blocks = dict(masks) if rest is None else {**masks, REST: rest}
     svds = masked_svds(
         operator,
         blocks,
-        dict.fromkeys(blocks, ranks.rank),
+        heights,
         generator=torch.Generator().manual_seed(settings.seed + 1),
         tolerance=settings.tolerance,
         start=start,
@@ -243,7 +257,10 @@ def mine_components(
 def _split(blocks: list[torch.Tensor], ranks: JiveSettings, settings: MiningSettings) -> JiveResult:
     """JIVE of truncated SVDs (rank, D), whose rows are all signal: what was cut off is no noise in them."""
     joint = None if ranks.joint_rank == "auto" else ranks.joint_rank
-    individual = None if ranks.individual_rank == "auto" else [ranks.individual_rank] * len(blocks)
+    own = ranks.individual_rank
+    individual = None
+    if own != "auto":  # what lies outside the regions may have no room for it
+        individual = [own if len(block) == ranks.rank else min(own, len(block)) for block in blocks]
     choice = None
     if joint is None or individual is None:
         generator = torch.Generator().manual_seed(settings.seed + 2)

@@ -18,7 +18,7 @@ from pipeline.jive_ranks import Rule
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
 from pipeline.methods.directions import HMethod, measured
 from pipeline.methods.singular import charge, first_of_each, first_singular, roomy, varied
-from pipeline.mining import check_masks, mine_components
+from pipeline.mining import check_masks, mine_components, outside, room
 
 _PICTURE = "the Jacobian is that of the predicted picture, whose singular vectors are those of the noise prediction's"
 _SVD = "singular vectors by a block search that stops at a proven residual, not by Jacobian subspace iteration"
@@ -81,8 +81,9 @@ class Individual(HMethod):
         settings = mined.MiningSettings(self.timestep, tolerance=own.tolerance, seed=own.seed)
         joint, individual = own.joint_rank, own.individual_rank
         if joint != "auto" and individual != "auto":
-            blocks = len(masks) + (not bool(torch.stack(list(masks.values())).any(0).all()))
-            joint = min(joint, blocks * own.rank - individual)
+            rest = outside(masks)
+            more = 0 if rest is None else min(own.rank, room(operator, rest))
+            joint = min(joint, len(masks) * own.rank + more - individual)
         ranks = mined.JiveSettings(
             own.rank, joint, individual, own.rank_rule, own.scale, own.orthogonal_individuals
         )  # fmt: skip

@@ -100,6 +100,29 @@ def test_a_joint_rank_without_room_is_lowered_to_what_the_blocks_leave() -> None
     assert edits["left"].evidence["joint_rank"] == 2 * 4 - 2
 
 
+def test_of_next_to_nothing_outside_the_regions_there_is_a_block_of_what_it_has_room_for() -> None:
+    """One pixel, three numbers, where every block should have rank 4."""
+    half = torch.zeros(8, 8, dtype=torch.bool)
+    half[:, :4] = True
+    rest = ~half
+    rest[7, 7] = False
+    crowded = dataclasses.replace(subject(), masks={"left": half, "right": rest})
+    settings = IndividualSettings(**TIGHT, rank=4, joint_rank=99, individual_rank=4)
+    edits = found(Individual(DENOISER, settings), crowded)
+    assert {edit.evidence["joint_rank"] for edit in edits.values()} == {2 * 4 + 3 - 4}
+
+
+def test_a_null_space_is_no_larger_than_what_lies_outside_the_region_has_room_for() -> None:
+    """Two pixels, six numbers: all of them are in the null space."""
+    nearly = torch.ones(8, 8, dtype=torch.bool)
+    nearly[0, :2] = False
+    matrix = dense("x0/x", T)
+    null = torch.linalg.svd(matrix * (1 - rows(nearly))[:, None], full_matrices=False)[2][:6]
+    settings = LocoSettings(tolerance=1e-3, rank=1, null_rank=30)
+    edit = found(Loco(DENOISER, settings), dataclasses.replace(subject(), masks={"sky": nearly}))["sky"]
+    assert float((null @ vector(edit)).abs().max()) < 1e-2
+
+
 def test_the_iteration_finds_the_leading_directions_and_a_region_takes_the_most_local_of_them() -> None:
     method = Haas(DENOISER, HaasSettings(**TIGHT, rank=4))
     matrix = dense("x0/h", method.timestep)
