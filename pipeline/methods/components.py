@@ -16,11 +16,10 @@ from pipeline import mined
 from pipeline.jacobian import jacobian
 from pipeline.jive_ranks import Rule
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
-from pipeline.methods.directions import HMethod, measured
+from pipeline.methods.directions import PICTURE, STRAIGHT, HMethod, measured
 from pipeline.methods.singular import charge, first_of_each, first_singular, roomy, varied
 from pipeline.mining import check_masks, mine_components, outside, room
 
-_PICTURE = "the Jacobian is that of the predicted picture, whose singular vectors are those of the noise prediction's"
 _SVD = "singular vectors by a block search that stops at a proven residual, not by Jacobian subspace iteration"
 
 
@@ -47,7 +46,15 @@ class Individual(HMethod):
         title="joint and individual components",
         paper="Kouzelis et al. 2024",
         space="h",
-        deviations=(_PICTURE, _SVD, "where few regions leave no room for the joint rank, it is lowered to what fits"),
+        deviations=(
+            PICTURE,
+            STRAIGHT,
+            _SVD,
+            "everything outside the regions is one more block",
+            "individual row spaces are not made orthogonal to each other unless `orthogonal_individuals` says so;"
+            " r.jive makes them so by default",
+            "where few regions leave no room for the joint rank, it is lowered to what fits",
+        ),
     )
 
     settings_class = IndividualSettings
@@ -102,7 +109,7 @@ class HMasked(HMethod):
         title="masked singular vectors in h-space",
         paper="Kouzelis et al. 2024, without components",
         space="h",
-        deviations=(_PICTURE, _SVD),
+        deviations=(PICTURE, STRAIGHT, _SVD),
     )
 
     @classmethod

@@ -19,6 +19,12 @@ from pipeline.operators import LinearOperator
 from pipeline.registration import registered
 from pipeline.strengths import STRENGTH_LIMIT
 
+PICTURE = (
+    "the Jacobian is that of the predicted picture: its singular vectors are those of the noise prediction's, but for"
+    " latent models, where the decoder comes in between"
+)
+STRAIGHT = "pictures are inverted straight to the timestep of x_t; the authors' scripts invert to T and denoise to it"
+
 
 class VectorMethod(Method):
     """A unit vector, which moves with its region where it was found for one: then it is bound to its pixels."""

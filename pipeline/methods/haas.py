@@ -14,14 +14,15 @@ import torch
 
 from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
-from pipeline.methods.directions import HMethod, measured
+from pipeline.methods.directions import PICTURE, STRAIGHT, HMethod, measured
 from pipeline.methods.singular import Picked, charge, most_inside, varied
 from pipeline.methods.subspace_iteration import ROUNDS, Iterated, subspace_iteration
 from pipeline.mining import check_masks
 from pipeline.operators import LinearOperator, Masked
 
 _DEVIATIONS = (
-    "the Jacobian is that of the predicted picture, whose singular vectors are those of the noise prediction's",
+    PICTURE,
+    STRAIGHT,
     "directions of one timestep for all steps of the window, as Kouzelis et al. have them; the paper has some for each",
     "the whole block is iterated, as in the paper; its code iterates one vector after the other",
     "rounds end when vectors move no more but for their signs",

@@ -16,7 +16,7 @@ import torch
 from pipeline import mined
 from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
-from pipeline.methods.directions import XMethod, measured
+from pipeline.methods.directions import STRAIGHT, XMethod, measured
 from pipeline.methods.singular import charge, first_of_each, roomy, varied
 from pipeline.mining import check_masks, mine_local
 
@@ -28,6 +28,9 @@ _ABOUT = About(
     theory=True,
     deviations=(
         "singular vectors by a block search that stops at a proven residual, not by a number of power iterations",
+        STRAIGHT,
+        "steps are deterministic unless the recipe's `eta` says otherwise; the authors' scripts make the last fifth of"
+        " them stochastic (eta = 1)",
         "a vector of which the null space leaves under a twentieth is refused, and the next one taken",
     ),
 )
@@ -99,7 +102,7 @@ class LocoPlain(_Local):
     """Without null space: the first right singular vector of M J."""
 
     name = "loco-plain"
-    about = replace(_ABOUT, title="LOCO Edit without null space", deviations=_ABOUT.deviations[:1])
+    about = replace(_ABOUT, title="LOCO Edit without null space", deviations=_ABOUT.deviations[:3])
 
     @classmethod
     def grid(cls, settings: Settings) -> Sequence[Settings]:

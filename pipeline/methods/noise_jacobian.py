@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
-from pipeline.methods.directions import XMethod, measured
+from pipeline.methods.directions import STRAIGHT, XMethod, measured
 from pipeline.methods.singular import charge, first_singular, varied
 from pipeline.mining import check_masks
 
@@ -23,7 +23,7 @@ class NoiseJacobian(XMethod):
         paper="Chen et al. 2024, as a baseline",
         space="x",
         one_step=True,
-        deviations=("for latent models the mask is averaged down to the latents, as the noise has no pixels",),
+        deviations=(STRAIGHT, "for latent models the mask is averaged down to the latents, as the noise has no pixels"),
     )
 
     @classmethod

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
-from pipeline.methods.directions import XMethod, measured
+from pipeline.methods.directions import STRAIGHT, XMethod, measured
 from pipeline.methods.singular import charge, most_inside, varied
 from pipeline.mining import check_masks
 from pipeline.svd import truncated_svd
@@ -38,6 +38,7 @@ class Pullback(XMethod):
         localised=False,
         through_h=True,
         deviations=(
+            STRAIGHT,
             "one straight step; the paper shoots along a geodesic in small steps, its basis computed afresh at each",
             "no normalisation of x_t or of h after the step",
             "no guidance towards the edited noise prediction: x_t itself moves by the strength",
