@@ -25,11 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.errors import InputError
+from pipeline.models.contract import Denoiser
 from pipeline.models.forward_mode import pull, push, record
 
 # What is held in the end over the bytes counted, measured by tests/benchmarks/products.py. glibc returns tensors from
 # 32 MiB up as soon as they are freed, and then 1.0 to 1.15 times the count is held; of smaller ones, 1.7 to 3.3 times.
 _SLACK, _HEAP_SLACK, _HEAP_LIMIT = 1.2, 3.5, 32 * 2**20
+PIXELS = 64 * 64 * 64  # that go through a network together where no budget is given: 64 pictures of 64 a side
 _REORDERING = ("aten.convolution", "aten.convolution_backward", "aten.mkldnn_convolution")
 
 
@@ -161,3 +163,40 @@ def blocks_within(
         "memory", f"{budget:,} bytes", f"at least {need:,} bytes for one product of this model at a time",
         "Raise the budget, or leave it out.",
     )  # fmt: skip
+
+
+def pictures_at_once(
+    denoiser: Denoiser, t: int, most: int, memory: int | None = None, *, backward: bool = False
+) -> int:
+    """How many pictures, 1 to `most`, may go through a network together; one even where that is too much.
+
+    With a budget, as many as fit in `memory` bytes beside the weights: a pass at timestep `t`, decoding included, and
+    with `backward` the way back to x_t. Without one, as many as have `PIXELS` pixels. No numbers are computed.
+    """
+    info = denoiser.info
+    if memory is None or most <= 1:
+        return min(most, max(1, PIXELS // math.prod(info.image_shape[1:])))
+    key = (info.fingerprint, info.x_shape, denoiser.dtype, denoiser.device, most, backward)
+    if key not in _peaks:
+        _peaks[key] = _ends(denoiser, t, most, backward)
+    one, all_of_them = _peaks[key]
+    spare, each = memory - info.parameters * denoiser.dtype.itemsize - one, (all_of_them - one) / (most - 1)
+    return max(1, min(most, 1 + math.floor(spare / max(each, 1.0))))
+
+
+_peaks: dict[tuple[object, ...], tuple[int, int]] = {}  # of one picture and of the most, by what they depend on
+
+
+def _ends(denoiser: Denoiser, t: int, most: int, backward: bool) -> tuple[int, int]:
+    """Bytes that passes of 1 and of `most` pictures take, besides the weights."""
+    network, meters = denoiser.differentiable(), []
+    for count in (1, most):
+        with torch.set_grad_enabled(backward), FakeTensorMode(allow_non_fake_inputs=True), _Meter() as meter:
+            x = torch.empty((count, *denoiser.info.x_shape), dtype=denoiser.dtype, device=denoiser.device)
+            picture = network.predicted_picture(x.requires_grad_(backward), t)
+            if backward:
+                torch.autograd.grad(picture.sum(), x)
+        meters.append(meter)
+    in_heap = denoiser.device.type == "cpu" and meters[0].largest < _HEAP_LIMIT
+    slack = _HEAP_SLACK if in_heap else _SLACK
+    return math.ceil(slack * meters[0].peak), math.ceil(slack * meters[1].peak)

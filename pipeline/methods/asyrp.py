@@ -191,7 +191,7 @@ class Asyrp(Method):
         guidance = self._guide()
         for _, goal in waiting:
             guidance.check(goal)
-        groups = math.ceil(len(subjects) / BATCH)
+        groups = math.ceil(len(subjects) / self.at_once(BATCH))
         rounds = self.settings.epochs * math.ceil(len(subjects) / self.settings.batch)
         total, done = groups + rounds * len(waiting), 0
 
@@ -240,17 +240,13 @@ class Asyrp(Method):
         self._functions, self._losses = functions, losses
 
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
-        """Every region's first goal, at the strength it was trained for; `index` is its place among the goals."""
+        """Every region's first goal, at the strength it was trained for; `index` is its place among the goals. Regions
+        without a goal are left out."""
         first: dict[str, int] = {}
         for place, goal in enumerate(self.settings.goals):
             first.setdefault(goal.region, place)
         answers: dict[str, Found | Refused] = {}
-        for region in subject.masks:
-            if region not in first:
-                answers[region] = Refused(
-                    region, "no attribute to learn: none of the settings' goals is of this region"
-                )
-                continue
+        for region in (region for region in subject.masks if region in first):
             losses = self._losses[self._learned(first[region])[0]]
             evidence = {"first_loss": float(losses[0]), "last_loss": float(losses[-1])}
             answers[region] = Found(region, 1.0, index=first[region], evidence=evidence)
@@ -325,7 +321,7 @@ class Asyrp(Method):
             )
         x_t = torch.stack([subject.x_t for subject in subjects])
         groups = []
-        for group in x_t.split(BATCH):
+        for group in x_t.split(self.at_once(BATCH)):
             x, seen = group.to(self.denoiser.device, self.denoiser.dtype), []
             for at, to in steps:
                 clean, noise = predict(self.denoiser, x, at)

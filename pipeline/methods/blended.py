@@ -8,8 +8,8 @@ No direction is found and there is nothing to transfer: every edit is sampled an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
@@ -25,7 +25,8 @@ from pipeline.metrics import rms_inside
 from pipeline.models.contract import Denoiser
 from pipeline.strengths import VISIBLE_RMS
 
-_PROBES = 2  # guided samplings that `find` spends on its first guess of a strength
+_PROBES = 2  # guided samplings that `guessed` spends on a strength
+_BATCH = 64  # edits sampled together, at most
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class _Batch:
     readings: torch.Tensor
     scales: torch.Tensor
 
+    def split(self, size: int) -> Iterator[_Batch]:
+        """The same edits in parts of `size`."""
+        parts = (getattr(self, part.name).split(size) for part in fields(self))
+        return (_Batch(*own) for own in zip(*parts, strict=True))
+
 
 class BlendedDiffusion(Method):
     """Guided sampling inside a region's mask. The strength is the guidance scale; its sign turns the goal round.
@@ -70,7 +76,7 @@ class BlendedDiffusion(Method):
         title="Blended Diffusion",
         paper="Avrahami et al. 2022",
         space="eps",
-        supervision="attribute reader",
+        supervision="attribute reader or CLIP",
         transfers=False,
         outside="it pastes the source's own pixels outside the mask",
         deviations=(
@@ -108,24 +114,25 @@ class BlendedDiffusion(Method):
         return replace(settings, steps=10)
 
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
-        """The goal of every region that has one, with a guess of the guidance scale that makes a visible change.
-
-        No randomness but the sampling's. Cost: one sampling without and two with guidance for each of these regions;
-        the guess is measured by them, as a gradient's size says little about what is left of it at the end.
+        """The goal of every region that has one; there is nothing to be found. Regions without a goal are left out.
 
         Raises:
             InputError: no reader.
         """
         self._need_reader()
-        found: dict[str, Found | Refused] = {}
-        for region, mask in subject.masks.items():
-            if region not in self._goals:
-                found[region] = Refused(region, "the settings name no goal for this region")
-            elif not bool(mask.any()):
-                found[region] = Refused(region, "its mask is empty")
-            else:
-                found[region] = Found(region, 1.0)
-        return {**found, **self._guessed([edit for edit in found.values() if isinstance(edit, Found)], subject)}
+        own = {region: mask for region, mask in subject.masks.items() if region in self._goals}
+        return {
+            region: Found(region, 1.0) if bool(mask.any()) else Refused(region, "its mask is empty")
+            for region, mask in own.items()
+        }
+
+    def guessed(self, edits: Mapping[str, Found | Refused], subject: Subject) -> Mapping[str, Found | Refused]:
+        """The same with a guess of the guidance scale that makes a visible change.
+
+        No randomness but the sampling's. Cost: one sampling without and two with guidance for each edit; the guess is
+        measured by them, as a gradient's size says little about what is left of it at the end.
+        """
+        return {**edits, **self._guessed([edit for edit in edits.values() if isinstance(edit, Found)], subject)}
 
     def apply(self, edits: Sequence[Found], subjects: Sequence[Subject], strengths: torch.Tensor) -> torch.Tensor:
         """As `Method.apply`. Cost: `settings.steps` passes an edit, and as many backward unless all strengths are 0.
@@ -133,7 +140,9 @@ class BlendedDiffusion(Method):
         Raises:
             InputError: no reader, a region without a goal or mask, or counts that differ.
         """
-        return self._sampled(self._batch(edits, subjects, strengths))
+        guided = bool((strengths != 0).any())
+        parts = self._batch(edits, subjects, strengths).split(self.at_once(_BATCH, backward=guided))
+        return torch.cat([self._sampled(part) for part in parts])
 
     def _guessed(self, edits: Sequence[Found], subject: Subject) -> dict[str, Found | Refused]:
         """Each edit with the guidance scale at which the change inside its mask is about VISIBLE_RMS."""

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 
 from pipeline import mined
-from pipeline.jacobian import jacobian
 from pipeline.jive_ranks import Rule
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
 from pipeline.methods.directions import PICTURE, STRAIGHT, HMethod, measured
@@ -84,7 +83,7 @@ class Individual(HMethod):
         masks, refused = roomy(subject.masks, self.denoiser.info.image_shape[0], own.rank)
         if not masks:
             return refused
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
+        operator = self.jacobian(subject, "x0/h")
         settings = mined.MiningSettings(self.timestep, tolerance=own.tolerance, seed=own.seed)
         joint, individual = own.joint_rank, own.individual_rank
         if joint != "auto" and individual != "auto":
@@ -120,7 +119,7 @@ class HMasked(HMethod):
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
         """Cost: one SVD of rank 1 a region, which share their products, and one JVP a region."""
         check_masks(subject.masks, self.denoiser.info.image_shape[1:])
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
+        operator = self.jacobian(subject, "x0/h")
         first = first_singular(operator, subject.masks, self.settings)
         edits = measured(operator, first.vectors, subject.masks, self.limit, first.evidence)
         charge(self.cost, operator)

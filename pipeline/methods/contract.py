@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 
 from pipeline.errors import InputError
+from pipeline.jacobian import JacobianKind, JacobianOperator, jacobian
+from pipeline.memory import pictures_at_once
 from pipeline.models.contract import Denoiser
 
 Reader = Callable[[torch.Tensor], torch.Tensor]
@@ -133,6 +135,8 @@ class Method(ABC):
     Class attributes: `name` (as users type it), `about`, `settings_class`, `limit` (largest magnitude of
     a strength that makes sense), `reference_by_region` (whether the reconstruction depends on the region edited),
     `told` (settings that a recipe decides where it has them; all others are the method's own).
+
+    `memory`: bytes that the model and what goes through it may take, set by whoever runs a method; None is no limit.
     """
 
     name: ClassVar[str]
@@ -140,6 +144,7 @@ class Method(ABC):
     settings_class: ClassVar[type[Settings]] = Settings
     limit: ClassVar[float]
     reference_by_region: ClassVar[bool] = False
+    memory: int | None = None
     told: ClassVar[tuple[str, ...]] = (
         "timestep", "inversion_steps", "steps", "tolerance", "seed", "goals", "clip",
     )  # fmt: skip
@@ -183,7 +188,21 @@ class Method(ABC):
 
     @abstractmethod
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
-        """The first edit of every region of an image, by region."""
+        """The first edit of every region of an image, by region. Regions of which a method would have to be told an
+        attribute, and is not, are left out."""
+
+    def guessed(self, edits: Mapping[str, Found | Refused], subject: Subject) -> Mapping[str, Found | Refused]:
+        """What was found on an image, with strengths to try first that take trials of their own; as it is by default.
+        The strength of an edit is searched for in any case, so this is no part of finding it."""
+        return edits
+
+    def jacobian(self, subject: Subject, kind: JacobianKind) -> JacobianOperator:
+        """The Jacobian of a kind at an image's x_t, whose products keep to `memory`."""
+        return jacobian(self.denoiser, subject.x_t, self.timestep, kind, memory=self.memory)
+
+    def at_once(self, most: int, *, backward: bool = False) -> int:
+        """How many images, 1 to `most`, may go through the network together; see `pictures_at_once`."""
+        return pictures_at_once(self.denoiser, self.timestep, most, self.memory, backward=backward)
 
     def moved(self, edit: Found, home: torch.Tensor, target: torch.Tensor) -> Found:
         """The edit for an image that has the region at mask `target` (H, W), not at `home`; itself by default."""

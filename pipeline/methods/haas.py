@@ -12,7 +12,6 @@ from typing import cast
 
 import torch
 
-from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
 from pipeline.methods.directions import PICTURE, STRAIGHT, HMethod, measured
 from pipeline.methods.singular import Picked, charge, most_inside, varied
@@ -73,7 +72,7 @@ class Haas(_Iterating):
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
         """Cost: 2 * `rank` products a round for all regions together, and one JVP a region."""
         check_masks(subject.masks, self.denoiser.info.image_shape[1:])
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
+        operator = self.jacobian(subject, "x0/h")
         run = self._iterate(operator)
         picked = most_inside(run.v, run.images, subject.masks)
         for region, figures in picked.evidence.items():
@@ -98,7 +97,7 @@ class HaasMasked(_Iterating):
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
         """Cost: 2 * `rank` products a round for each region, and one JVP a region."""
         check_masks(subject.masks, self.denoiser.info.image_shape[1:])
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
+        operator = self.jacobian(subject, "x0/h")
         first = Picked({}, {}, {})
         for region, mask in subject.masks.items():
             run = self._iterate(Masked(operator, mask))

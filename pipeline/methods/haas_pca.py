@@ -14,7 +14,6 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.inversion import sample, timestep_grid
-from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
 from pipeline.methods.directions import HMethod, measured
 from pipeline.methods.singular import charge, most_inside, varied
@@ -88,8 +87,9 @@ class HaasPCA(HMethod):
         if len(used) < 2:
             raise InputError("images to learn from", len(used), "at least 2")
         parts = []
-        for start in range(0, len(used), _BATCH):
-            batch = used[start : start + _BATCH]
+        size = self.at_once(_BATCH)
+        for start in range(0, len(used), size):
+            batch = used[start : start + size]
             parts.append(self._activations(torch.stack([subject.x_t for subject in batch])))
             progress(start + len(batch), len(used))
         activations = torch.cat(parts)  # (images, steps, D)
@@ -149,7 +149,7 @@ class HaasPCA(HMethod):
             raise InputError(
                 "haas-pca", "nothing learned yet", "components", "Call learn, or restore what was learned."
             )
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
+        operator = self.jacobian(subject, "x0/h")
         picked = most_inside(self._components, operator.matvec(self._components), subject.masks)
         for figures in picked.evidence.values():
             figures["variance_share"] = float(self._shares[int(figures["rank"])])

@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 
 from pipeline import mined
-from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
 from pipeline.methods.directions import STRAIGHT, XMethod, measured
 from pipeline.methods.singular import charge, first_of_each, roomy, varied
@@ -50,7 +49,7 @@ class _Local(XMethod):
         masks, refused = roomy(subject.masks, self.denoiser.info.image_shape[0], loco.rank)
         if not masks:
             return refused
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/x")
+        operator = self.jacobian(subject, "x0/x")
         settings = mined.MiningSettings(self.timestep, tolerance=self.settings.tolerance, seed=self.settings.seed)
         reasons: dict[str, str] = {}
         found = mine_local(operator, masks, settings, loco, reasons)

@@ -16,7 +16,6 @@ import torch
 from torch.nn.functional import normalize
 
 from pipeline.errors import InputError
-from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Reader, Refused, Settings, Subject, guess_from_gain
 from pipeline.methods.directions import HMethod
 from pipeline.models.contract import Denoiser
@@ -176,7 +175,7 @@ class NoiseClr(HMethod):
         """
         if self._directions is None:
             raise InputError("directions", "none", "learned ones", "Call learn, or restore what was learned.")
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/h")
+        operator = self.jacobian(subject, "x0/h")
         effects = operator.matvec(self._directions)
         self.cost.jvp += len(effects)
         return {region: self._best(region, mask, effects) for region, mask in subject.masks.items()}

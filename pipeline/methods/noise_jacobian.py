@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
 from pipeline.methods.directions import STRAIGHT, XMethod, measured
 from pipeline.methods.singular import charge, first_singular, varied
@@ -35,11 +34,11 @@ class NoiseJacobian(XMethod):
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
         """Cost: one SVD of rank 1 a region, which share their products, and one JVP a region."""
         check_masks(subject.masks, self.denoiser.info.image_shape[1:])
-        to_noise = jacobian(self.denoiser, subject.x_t, self.timestep, "eps/x")
+        to_noise = self.jacobian(subject, "eps/x")
         size = (to_noise.shape_out[-2], to_noise.shape_out[-1])
         weights = {region: F.adaptive_avg_pool2d(mask.float()[None], size)[0] for region, mask in subject.masks.items()}
         first = first_singular(to_noise, weights, self.settings)
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/x")
+        operator = self.jacobian(subject, "x0/x")
         edits = measured(operator, first.vectors, subject.masks, self.limit, first.evidence)
         charge(self.cost, to_noise)
         charge(self.cost, operator)

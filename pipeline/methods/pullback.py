@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.jacobian import jacobian
 from pipeline.methods.contract import About, Found, Refused, Settings, Subject
 from pipeline.methods.directions import STRAIGHT, XMethod, measured
 from pipeline.methods.singular import charge, most_inside, varied
@@ -58,10 +57,10 @@ class Pullback(XMethod):
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
         """Cost: one SVD of `rank` for all regions together, one JVP a direction and one a region."""
         check_masks(subject.masks, self.denoiser.info.image_shape[1:])
-        to_h = jacobian(self.denoiser, subject.x_t, self.timestep, "h/x")
+        to_h = self.jacobian(subject, "h/x")
         generator = torch.Generator().manual_seed(self.settings.seed)
         svd = truncated_svd(to_h, self.settings.rank, generator=generator, tolerance=self.settings.tolerance)
-        operator = jacobian(self.denoiser, subject.x_t, self.timestep, "x0/x")
+        operator = self.jacobian(subject, "x0/x")
         picked = most_inside(svd.v, operator.matvec(svd.v), subject.masks)
         for figures in picked.evidence.values():
             rank = int(figures["rank"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pipeline.jacobian import JacobianKind, jacobian
+from pipeline.jacobian import JacobianKind
 from pipeline.methods.contract import About, Found, Method, Refused, Subject
 from pipeline.methods.directions import HMethod, XMethod, measured
 from pipeline.methods.singular import charge
@@ -41,7 +41,7 @@ class RandomH(HMethod):
 def _random(method: Method, subject: Subject, kind: JacobianKind, limit: float) -> Mapping[str, Found | Refused]:
     """Edits whose vectors depend on the seed and the names of image and region only."""
     check_masks(subject.masks, method.denoiser.info.image_shape[1:])
-    operator = jacobian(method.denoiser, subject.x_t, method.timestep, kind)
+    operator = method.jacobian(subject, kind)
     vectors = {}
     for region in subject.masks:
         generator = torch.Generator().manual_seed(seed_of(method.settings.seed, subject.name, region))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.errors import InputError
 from pipeline.jacobian import JacobianKind, JacobianOperator, jacobian
-from pipeline.memory import Blocks, Footprint, _Meter, footprint
+from pipeline.memory import PIXELS, Blocks, Footprint, _Meter, footprint, pictures_at_once
 from pipeline.models.unet2d import UNet2DDenoiser
 from tests.conformance.operator_suite import OperatorSuite, assert_near, draw
 from tests.pipeline.tiny_models import tiny_denoiser, tiny_image
@@ -108,6 +109,27 @@ def test_a_budget_below_one_vector_says_how_much_is_needed_and_that_is_enough() 
     assert min(operator(memory=int(need.replace(",", ""))).blocks.jvp, 1) == 1
     with pytest.raises(InputError, match="memory"):
         operator(memory=int(need.replace(",", "")) - 1)
+
+
+def test_without_a_budget_large_pictures_go_through_the_network_in_smaller_groups() -> None:
+    def at_once(side: int, most: int = 64) -> int:
+        model = tiny_denoiser()
+        model.info = replace(model.info, image_shape=(3, side, side))
+        return pictures_at_once(model, T, most)
+
+    assert [at_once(8), at_once(64), at_once(128), at_once(256), at_once(1024)] == [64, 64, 16, 4, 1]
+    assert at_once(64, 32) == 32 and PIXELS == 64 * 64 * 64
+
+
+def test_a_budget_decides_how_many_pictures_go_through_the_network_and_gradients_take_more() -> None:
+    def at_once(spare: int, backward: bool = False) -> int:
+        return pictures_at_once(denoiser(), T, 64, weights() + spare, backward=backward)
+
+    spares = [0, 10**6, 3 * 10**6, 10**7, 10**9]
+    plain, guided = ([at_once(spare, backward) for spare in spares] for backward in (False, True))
+    assert plain == sorted(plain) and guided == sorted(guided)
+    assert plain[0] == guided[0] == 1 and plain[-1] == guided[-1] == 64
+    assert all(a >= b for a, b in zip(plain, guided, strict=True)) and plain != guided
 
 
 def test_live_bytes_are_counted_from_the_first_appearance_of_a_storage_to_its_release() -> None:

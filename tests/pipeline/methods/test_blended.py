@@ -143,7 +143,7 @@ def test_the_settings_seed_is_the_only_randomness() -> None:
 
 def test_the_guess_makes_about_the_visible_change() -> None:
     there = subject()
-    found = method().find(there)
+    found = method().guessed(method().find(there), there)
     for region, edit in found.items():
         assert isinstance(edit, Found)
         plain, changed = edited(region, 0.0, edit.guess)
@@ -151,18 +151,35 @@ def test_the_guess_makes_about_the_visible_change() -> None:
         assert 0.07 < rms < 0.3
 
 
-def test_regions_without_goal_or_mask_or_effect_are_refused() -> None:
+def test_finding_samples_nothing_and_the_guess_does() -> None:
+    how = method()
+    found = how.find(subject())
+    assert how.cost.backward == 0 and set(found) == {"left", "right"}
+    how.guessed(found, subject())
+    assert how.cost.backward == 2 * 2 * 4  # probes, regions, steps
+
+
+def test_edits_that_do_not_fit_in_memory_together_are_sampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    how, sampled = method(), []
+    together = edited("left", 9.0, -50.0, 0.0, how=how)
+    real = how._sampled
+    monkeypatch.setattr(how, "at_once", lambda most, backward: 2 if backward else most)
+    monkeypatch.setattr(how, "_sampled", lambda batch: sampled.append(len(batch.clean)) or real(batch))
+    torch.testing.assert_close(edited("left", 9.0, -50.0, 0.0, how=how), together)
+    assert sampled == [2, 1]
+
+
+def test_regions_without_goal_are_left_out_and_those_without_mask_or_effect_refused() -> None:
     there = subject()
     nothing = torch.zeros(8, 8, dtype=torch.bool)
-    left, right, other = (
-        method().find(replace(there, masks={"left": nothing, "right": there.masks["right"], "other": ~nothing}))[name]
-        for name in ("left", "right", "other")
-    )
+    masks = {"left": nothing, "right": there.masks["right"], "other": ~nothing}
+    found = method().find(replace(there, masks=masks))
+    assert set(found) == {"left", "right"}
+    left, right = found["left"], found["right"]
     assert isinstance(right, Found)
     assert isinstance(left, Refused) and "empty" in left.reason
-    assert isinstance(other, Refused) and "no goal" in other.reason
     deaf = BlendedDiffusion(denoiser(), SETTINGS, lambda pictures: 0 * reader(pictures))
-    assert all(isinstance(edit, Refused) for edit in deaf.find(there).values())
+    assert all(isinstance(edit, Refused) for edit in deaf.guessed(deaf.find(there), there).values())
 
 
 def test_what_cannot_be_guided_is_an_error() -> None:

@@ -14,6 +14,7 @@ from pipeline.editing import DecodeSettings, decode
 from pipeline.errors import InputError, ModelError
 from pipeline.methods.choices import METHODS
 from pipeline.methods.contract import Found, Method, Refused, Subject
+from pipeline.methods.directions import STRAIGHT
 from tests.pipeline.methods.jacobian_world import DENOISER, dense, found, masks, rows, subject, vector
 from tests.pipeline.tiny_latents import noise, tiny_dit_denoiser, tiny_latent_denoiser
 
@@ -88,6 +89,21 @@ def test_each_edit_of_a_batch_is_as_alone_and_strength_zero_is_the_reconstructio
     plain = decode(DENOISER, torch.stack([s.x_t for s in two]), method.timestep, DecodeSettings(steps=2))
     torch.testing.assert_close(method.apply(edits, two, torch.zeros(2)), plain)
     assert float((together - plain).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", [*X, *H])
+def test_products_keep_to_the_budget_of_memory(name: str) -> None:
+    method = made(name)
+    method.memory = 1
+    with pytest.raises(InputError, match="memory: found 1 bytes"):
+        method.find(subject())
+
+
+@pytest.mark.parametrize(
+    "name", ["loco", "loco-plain", "individual", "h-masked", "haas", "haas-masked", "pullback", "eps-x"]
+)
+def test_it_is_said_that_pictures_are_inverted_straight_to_the_timestep(name: str) -> None:
+    assert STRAIGHT in METHODS[name].about.deviations
 
 
 def test_iterated_methods_cost_two_products_a_vector_and_round() -> None:
