@@ -86,28 +86,40 @@ def _comparison(page: EvaluationPage) -> Markup:
 
 _EDITS = (
     "Every method edits the same held-out images with {settings}, at the strength at which the change can be seen "
-    "(0.15 root-mean-square inside the region), the better sign. Success: one of the region's own attributes moves by "
-    "0.15 of its range, no other by 0.10, ROIR at most 1. Transfer: the same attribute and sign on another image whose "
-    "mask overlaps by half. In brackets: 95 % intervals over images. A star marks the best of a column, and all that "
-    "are equal to it."
+    "(0.15 root-mean-square inside the region, within 5 %) as far as one is found, the better sign: columns say how "
+    "many edits are too weak at the largest strength allowed, and how many ended off target. Success: one of the "
+    "region's own attributes moves by 0.15 of its range, no other by 0.10, ROIR at most 1. Transfer: the same "
+    "attribute and sign on another image whose mask overlaps by half. In brackets: 95 % intervals over images. A star "
+    "marks the best of a column, and all that are equal to it."
 )
 _REFUSED = (
-    "An edit that a method refuses counts as failed in success and transfer success, and as infinite in ROIR. SSIM, "
-    "LPIPS, PSNR, identity, KID and the attributes moved are over the edits that were made. Refused: {refused} of "
-    "{edits} edits; a column says whose."
+    "An edit that a method refuses, or for which no strength comes closer to the target than 0, counts as failed in "
+    "success and transfer success, and as infinite in ROIR. SSIM, LPIPS, PSNR, identity, KID and the attributes moved "
+    "are over the edits that were made. Refused: {refused} of {edits} edits; a column says whose."
 )
 _COSTS = (
-    "Seconds and passes leave out the inversion of the picture, the same {steps}for every method but those that need "
-    "none. A transfer edit is one of another image than its own, moved there; of methods that cannot transfer, its own."
+    "Seconds and passes leave out the inversion of the picture ({steps}, of methods that need one) and samplings that "
+    "guess the strength to try first. Reconstruction: the picture at strength 0, which every edit is compared with, "
+    "against the source. A transfer edit is one of another image than its own, moved there; of methods that cannot "
+    "transfer, its own."
 )
 
 
 def _explained(page: EvaluationPage) -> list[str]:
     """What the tables mean, as this folder was measured."""
     counts = {"refused": sum(each.refused for each in page.lines), "edits": sum(each.edits for each in page.lines)}
-    found = [each.settings.get("inversion_steps") for each in page.lines]
-    steps = f"{found[0]} steps " if found[0] is not None and found.count(found[0]) == len(found) else ""
+    steps = _inversions(page.lines)
     return [_EDITS.format(settings=_settings(page)), _REFUSED.format(**counts), _COSTS.format(steps=steps)]
+
+
+def _inversions(lines: Sequence[Line]) -> str:
+    """How many steps methods invert in, and which those are that differ."""
+    names: dict[object, list[str]] = {}
+    for each in lines:
+        names.setdefault(each.settings.get("inversion_steps", "an unknown number of"), []).append(each.name)
+    if len(names) == 1:
+        return f"{next(iter(names))} steps"
+    return ", ".join(f"{steps} steps ({', '.join(own)})" for steps, own in names.items())
 
 
 def _settings(page: EvaluationPage) -> str:
@@ -134,10 +146,10 @@ def _first(lines: Sequence[Line]) -> Markup:
 
 def _second(lines: Sequence[Line]) -> Markup:
     header = ("method", *(c.title for c in SECOND), "passes to find an edit", "refused", "too weak at the limit",
-              "transfer, not moved", "transfer of a perfect editor")  # fmt: skip
+              "off target", "transfers off target", "transfer, not moved", "transfer of a perfect editor")  # fmt: skip
     rows = [
         [e.about.title, *_cells(e, lines, SECOND), f"{e.find_passes:.0f}", e.refused, e.limited,
-         shown(e.transfer_as_is), shown(e.perfect)]
+         e.off_target, e.transfers_off_target, shown(e.transfer_as_is), shown(e.perfect)]
         for e in lines
     ]  # fmt: skip
     return _table(header, rows)

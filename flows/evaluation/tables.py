@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -22,7 +22,9 @@ class Line:
 
     `transfer` moves each edit to the other image's region first where the method can, `transfer_as_is` does not;
     both over images whose masks overlap by half. `perfect` is what an editor that moves the true factor of the edit at
-    home, and nothing else, would score on the same pairs.
+    home, and nothing else, would score on the same pairs. `limited` edits are still too weak at the largest strength
+    allowed, `off_target` ones ended beside the visible change though they are not, at home and on other images.
+    `reconstruction` is PSNR (dB) of the picture at strength 0 against the source.
     """
 
     name: str
@@ -43,7 +45,11 @@ class Line:
     transfer: Figure
     transfer_as_is: Figure
     perfect: Figure
+    reconstruction: Figure
+    regions: tuple[str, ...]
     limited: int
+    off_target: int
+    transfers_off_target: int
     learn_seconds: float
     find_seconds: float
     find_passes: float
@@ -57,7 +63,7 @@ class Column:
 
     What may explain a good figure: `outside`, it is of what changes outside the mask; `weak`, an edit too weak to be
     seen does well in it; `told`, it is of attributes, which some methods are told; `made`, it is over the edits that
-    were made, without those refused.
+    were made, without those refused; `unedited`, it is of pictures without an edit.
     """
 
     title: str
@@ -68,6 +74,7 @@ class Column:
     weak: bool = False
     told: bool = False
     made: bool = True
+    unedited: bool = False
 
 
 FIRST = (
@@ -83,16 +90,18 @@ SECOND = (
     Column("identity kept (ArcFace)", "identity", True, 3, weak=True),
     Column("PSNR outside, dB", "psnr", True, 1, outside=True, weak=True),
     Column("KID (Inception)", "kid", False, 4, weak=True),
+    Column("reconstruction, PSNR dB", "reconstruction", True, 1, outside=True, unedited=True),
 )
 
 
 def line(
     name: str, about: About, settings: Mapping[str, Any], images: int, learn_seconds: float, cells: Sequence[Cell]
 ) -> Line:
-    """A method's figures over the rows of its cells; NaN where nothing was measured."""
+    """A method's figures over the rows of its cells; NaN where nothing was measured. An edit without a strength, or of
+    strength 0, is none, so it counts as refused."""
     rows = [row for cell in cells for row in cell.rows]
     home = [row for row in rows if row["kind"] == "home"]
-    tried = [row for row in home if "strength" in row]
+    tried = [row for row in home if row.get("strength")]
     finds = [row for row in rows if row["kind"] == "cost" and row["what"] == "find"]
     edits = [row["seconds"] for row in rows if row["kind"] == "cost" and row["what"] == "edit"]
     moved = [row for row in rows if row["kind"] == "transfer" and row["moved"]]
@@ -105,7 +114,7 @@ def line(
             failures[row["failure"]] = failures.get(row["failure"], 0) + 1
     return Line(
         name=name,
-        about=about,
+        about=_as_told(about, settings),
         settings=settings,
         images=images,
         edits=len(home),
@@ -122,13 +131,31 @@ def line(
         transfer=over(moved, "success", "mean"),
         transfer_as_is=over(as_is, "success", "mean"),
         perfect=over(moved, "perfect", "mean"),
+        reconstruction=over(home, "reference_psnr"),
+        regions=tuple(dict.fromkeys(row["region"] for row in home)),
         limited=sum(bool(row["limited"]) for row in tried),
+        off_target=_off_target(tried),
+        transfers_off_target=_off_target([row for row in moved if "strength" in row]),
         learn_seconds=learn_seconds,
         find_seconds=sum(row["seconds"] for row in finds) / found,
         find_passes=passes / found,
         edit_seconds=median(edits) if edits else math.nan,
         failures=failures,
     )
+
+
+def _as_told(about: About, settings: Mapping[str, Any]) -> About:
+    """What a method is, with what told it the attribute here: CLIP where its goals are captions."""
+    goals = settings.get("goals") or ()
+    if about.supervision == "none" or not goals:
+        return about
+    captions = any(goal.get("source") for goal in goals)
+    return replace(about, supervision="CLIP" if captions else "attribute reader")
+
+
+def _off_target(rows: Rows) -> int:
+    """Of edits that were made, those whose change is neither the visible one nor the largest allowed."""
+    return sum(not row.get("reached", True) and not row.get("limited") for row in rows)
 
 
 def over(rows: Rows, name: str, statistic: str = "median", *, absolute: bool = False) -> Figure:
@@ -187,6 +214,14 @@ def remarks(lines: Sequence[Line], ours: Sequence[str] = ("loco", "individual"))
         if rivals:
             here = [by_name[name] for name in ours if name in by_name]
             said.append(_won(columns[title], won, rivals, here))
+    every = dict.fromkeys(region for each in lines for region in each.regions)
+    for each in lines:
+        untold = [region for region in every if region not in each.regions]
+        if each.about.supervision != "none" and each.regions and untold:
+            said.append(
+                f"{each.about.title} is measured on {', '.join(each.regions)} alone: nothing tells it what to change "
+                f"in {', '.join(untold)}."
+            )
     loco = by_name.get("loco")
     if loco is not None and loco.transfer.count and loco.perfect.count:
         said.append(
@@ -230,6 +265,8 @@ def why(winner: Line, column: Column) -> list[str]:
     about, reasons = winner.about, []
     if column.outside and about.outside:
         return [about.outside]
+    if column.unedited:
+        return _reconstructing(winner.settings)
     if column.weak and winner.limited > 0.2 * winner.edits:
         reasons.append(f"{winner.limited} of its {winner.edits} edits stay too weak to be seen")
     if column.made and winner.refused > 0.2 * winner.edits:
@@ -242,6 +279,15 @@ def why(winner: Line, column: Column) -> list[str]:
         learned = f" and learns from {winner.images} images" if winner.images > 1 else ""
         reasons.append(f"it is told the attribute ({about.supervision}){learned}")
     return reasons
+
+
+def _reconstructing(settings: Mapping[str, Any]) -> list[str]:
+    """From where a method comes back, and in how many steps, where its settings say so."""
+    names = ("timestep", "inversion_steps", "steps")
+    if any(settings.get(name) is None for name in names):
+        return []
+    timestep, up, down = (settings[name] for name in names)
+    return [f"it goes up to {timestep:g} T in {up} steps and down again in {down}"]
 
 
 def markdown(lines: Sequence[Line]) -> str:
@@ -259,8 +305,8 @@ def markdown(lines: Sequence[Line]) -> str:
 
     first = ["method", *(c.title for c in FIRST), "images", "learning, s", "finding, s", "transfer edit, s", "one step",
              "supervision", "theory", "localised"]  # fmt: skip
-    second = ["method", *(c.title for c in SECOND), "passes to find", "refused", "at limit", "transfer as it is",
-              "a perfect editor"]  # fmt: skip
+    second = ["method", *(c.title for c in SECOND), "passes to find", "refused", "at limit", "off target",
+              "transfers off target", "transfer as it is", "a perfect editor"]  # fmt: skip
     yes = {True: "yes", False: "no"}
     rows = [
         [e.about.title, *cells(e, FIRST), str(e.images), f"{e.learn_seconds:.0f}", f"{e.find_seconds:.2f}",
@@ -270,7 +316,7 @@ def markdown(lines: Sequence[Line]) -> str:
     ]  # fmt: skip
     more = [
         [e.about.title, *cells(e, SECOND), f"{e.find_passes:.0f}", str(e.refused), str(e.limited),
-         shown(e.transfer_as_is), shown(e.perfect)]
+         str(e.off_target), str(e.transfers_off_target), shown(e.transfer_as_is), shown(e.perfect)]
         for e in lines
     ]  # fmt: skip
     return "\n\n".join((_table(first, rows), _table(second, more))) + "\n"

@@ -154,9 +154,10 @@ def test_the_page_says_what_refused_edits_count_in_and_how_many_there_are() -> N
 
 
 def test_the_page_says_that_inversion_is_in_no_column_of_cost_and_how_long_it_takes() -> None:
-    lines = [line("loco", ABOUT, {"inversion_steps": steps}, 1, 0.0, [cell(home("a"))]) for steps in (40, 40, 60)]
-    assert "inversion of the picture, the same 40 steps for every method" in render(full(lines=lines[:2]))
-    assert "inversion of the picture, the same for every method" in render(full(lines=lines))
+    steps = {"asyrp": 40, "x": 40, "loco": 60}
+    lines = [line(name, ABOUT, {"inversion_steps": own}, 1, 0.0, [cell(home("a"))]) for name, own in steps.items()]
+    assert "inversion of the picture (40 steps, of methods that need one)" in render(full(lines=lines[:2]))
+    assert "inversion of the picture (40 steps (asyrp, x), 60 steps (loco), of methods" in render(full(lines=lines))
 
 
 def test_settings_that_were_tried_where_nothing_reads_attributes_have_no_success() -> None:

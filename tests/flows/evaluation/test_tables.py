@@ -145,8 +145,9 @@ def test_a_method_that_pastes_the_source_is_said_to_in_the_columns_that_it_expla
     pasted = "it pastes the source's own pixels outside the mask"
     about = BlendedDiffusion.about
     found = reasons(line_of("blended", home("a"), about=about))
-    assert {name for name, own in found.items() if own == [pasted]} == {"roir", "psnr", "ssim", "lpips"}
-    assert not [own for name, own in found.items() if pasted in own and name not in ("roir", "psnr", "ssim", "lpips")]
+    explained = {"roir", "psnr", "ssim", "lpips", "reconstruction"}
+    assert {name for name, own in found.items() if own == [pasted]} == explained
+    assert not [own for name, own in found.items() if pasted in own and name not in explained]
     said = remarks_on(
         "ROIR, median", [line_of("blended", home("a", roir=0.0), about=about), line_of("loco", home("a"))]
     )
@@ -166,6 +167,45 @@ def test_a_reason_is_given_only_in_columns_that_it_explains() -> None:
     trained = reasons(line_of("asyrp", home("a"), about=about, images=64))
     assert trained["success"] == ["it is told the attribute (attribute reader) and learns from 64 images"]
     assert trained["ssim"] == trained["kid"] == []
+
+
+def test_the_reconstruction_is_explained_by_how_it_is_made_and_older_rows_have_none() -> None:
+    own = [replace(each, settings={"timestep": 0.4, "inversion_steps": 50, "steps": 10}) for each in lines_of(x=[0.4])]
+    assert own[0].reconstruction.count == 0 and "reconstruction, PSNR dB" not in winners(own)
+    (told,) = [replace(each, settings=own[0].settings) for each in [line_of("x", home("a", reference_psnr=31.0))]]
+    assert told.reconstruction.estimate == 31.0 and "31.0 (31.0 to 31.0)" in markdown([told])
+    assert why(told, COLUMNS["reconstruction"]) == ["it goes up to 0.4 T in 50 steps and down again in 10"]
+
+
+def test_an_edit_of_strength_zero_is_a_refused_one_without_picture_quality() -> None:
+    none = home("b", strength=0.0, reached=False, psnr=math.inf, ssim=1.0, roir=math.inf, success=False, failure="none")
+    found = line_of("rival", home("a"), none)
+    assert (found.edits, found.refused, found.success.estimate) == (2, 1, 0.5)
+    assert (found.ssim.count, found.psnr.estimate, found.roir.count) == (1, 30.0, 2)
+
+
+def test_edits_that_end_beside_the_visible_change_are_counted_apart_from_those_at_the_limit() -> None:
+    rows = [home("a"), home("b", reached=False), home("c", reached=False, limited=True), refused("d")]
+    gone = [{**transfer("a", True, False), "strength": 1.0, "reached": False}, transfer("a", True, True)]
+    found = line_of("rival", *rows, *gone)
+    assert (found.limited, found.off_target, found.transfers_off_target) == (1, 1, 1)
+    assert "off target" in markdown([found])
+
+
+@pytest.mark.parametrize(("source", "used"), [("", "attribute reader"), ("a face", "CLIP")])
+def test_supervision_is_what_told_the_attribute_here(source: str, used: str) -> None:
+    goal = {"region": "mouth", "name": "smile", "source": source}
+    about = replace(ABOUT, supervision="attribute reader or CLIP")
+    assert line("x", about, {"goals": [goal]}, 1, 0.0, []).about.supervision == used
+    assert line("x", ABOUT, {"goals": [goal]}, 1, 0.0, []).about.supervision == "none"
+
+
+def test_it_is_said_which_regions_a_method_that_is_told_attributes_was_told_nothing_of() -> None:
+    about = replace(ABOUT, title="Told", supervision="CLIP")
+    told, other = line_of("asyrp", home("a", "eye"), about=about), line_of("x", home("a", "eye"), home("a", "mouth"))
+    (said,) = [sentence for sentence in remarks([told, other]) if sentence.startswith("Told is measured")]
+    assert said == "Told is measured on eye alone: nothing tells it what to change in mouth."
+    assert not [sentence for sentence in remarks([told]) if "alone" in sentence]
 
 
 def test_where_no_reason_is_known_a_remark_says_so_and_whether_it_may_be_chance() -> None:
