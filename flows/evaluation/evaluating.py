@@ -340,7 +340,9 @@ def _write_rows(path: Path, cells: Mapping[str, Sequence[Cell]]) -> None:
 
     text = ("method", "kind", "image", "region", "target", "factor", "other", "failure")
     flags = ("moved", "reached", "limited", "success", "home_success", "perfect")
-    numbers = ("iou", "strength", "rms", "roir", "psnr", "ssim", "lpips", "identity", "move", "other_move")
+    numbers = (
+        "iou", "strength", "rms", "roir", "psnr", "ssim", "lpips", "identity", "move", "other_move", "reference_psnr",
+    )  # fmt: skip
     schema = pa.schema(
         [(name, pa.string()) for name in text]
         + [(name, pa.bool_()) for name in flags]

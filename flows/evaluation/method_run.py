@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from flows.evaluation.ceiling import perfect_bound, truth_of
 from flows.evaluation.cells import Rows
 from flows.evaluation.trials import Case, Trial, best_of_both_signs, run_trials
 from flows.evaluation.world import World
+from pipeline.errors import InputError
+from pipeline.inversion import round_trip_psnr
 from pipeline.methods.contract import Found, Method, Refused, Subject
 from pipeline.metrics import mask_iou
 
@@ -30,6 +32,7 @@ class MethodRun:
         self, world: World, method: Method, images: Sequence[SourceImage], pool: Sequence[SourceImage]
     ) -> None:
         self.world, self.method = world, method
+        method.memory = world.recipe.method.memory
         self._bounds: dict[tuple[str, str, tuple[str, bool] | None], bool | None] = {}
         steps = method.settings.inversion_steps
         self.sources = {image.image_id: image for image in (*images, *pool)}
@@ -50,35 +53,52 @@ class MethodRun:
             if isinstance(edit, Refused):
                 rows += self._refused(subject, edit, others)
         if homes:
-            rows.append({"kind": "cost", "what": "edit", "seconds": self._edit_seconds(homes[0])})
-        if others:
-            for moved in (False, True):
-                rows += self._transfers(homes, others, moved)
-        return rows
+            first = next((home for home in homes if home[1].strength), homes[0])
+            rows.append({"kind": "cost", "what": "edit", "seconds": self._edit_seconds(first)})
+        return rows + self._transfers(homes, others) if others else rows
 
     def _find(self) -> tuple[list[tuple[Subject, Found | Refused]], Rows]:
         found: list[tuple[Subject, Found | Refused]] = []
         rows: Rows = []
         for subject in self.subjects:
-            begun, spent, passes = time.monotonic(), replace(self.method.cost), self.world.counter.passes
-            edits = self.method.find(subject)
+            begun, spent, passes = self._clock(), replace(self.method.cost), self.world.counter.passes
+            edits = self._found(subject)
             cost = self.method.cost - spent
-            rows.append(
-                {
-                    "kind": "cost",
-                    "what": "find",
-                    "image": subject.name,
-                    "seconds": time.monotonic() - begun,
-                    "passes": self.world.counter.passes - passes,
-                    "jvp": cost.jvp,
-                    "vjp": cost.vjp,
-                    "backward": cost.backward,
-                    "edits": sum(isinstance(edit, Found) for edit in edits.values()),
-                    **self.world.features(subject.picture),
-                }
-            )
+            row = {
+                "kind": "cost",
+                "what": "find",
+                "image": subject.name,
+                "seconds": self._clock() - begun,
+                "passes": self.world.counter.passes - passes,
+                "jvp": cost.jvp,
+                "vjp": cost.vjp,
+                "backward": cost.backward,
+            }
+            edits = self.method.guessed(edits, subject)
+            row["edits"] = sum(isinstance(edit, Found) for edit in edits.values())
+            rows.append({**row, **self.world.features(subject.picture)})
             found += [(subject, edit) for edit in edits.values()]
         return found, rows
+
+    def _found(self, subject: Subject) -> Mapping[str, Found | Refused]:
+        """What a method finds on an image; refused where the image or its masks are not what it can work on.
+
+        Raises:
+            InputError: a budget of memory that is too small for any image.
+        """
+        try:
+            return self.method.find(subject)
+        except InputError as error:
+            if error.field == "memory":
+                raise
+            return {region: Refused(region, str(error)) for region in subject.masks}
+
+    def _clock(self) -> float:
+        """Seconds, once the device has done all that was asked of it."""
+        device = self.world.denoiser.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.monotonic()
 
     def _refused(self, subject: Subject, edit: Refused, others: int) -> Rows:
         """A refused edit as the failures that it is: at home, and wherever it would have been tried."""
@@ -96,6 +116,9 @@ class MethodRun:
 
         row = {"kind": "home", "image": case.subject.name, "region": case.edit.region, **trial.row()}
         row["evidence"] = dict(case.edit.evidence)
+        row["reference_psnr"] = float(round_trip_psnr(case.subject.picture[None], trial.before[None])[0])
+        if not trial.strength:
+            return row
         row |= self.world.perception(trial.before, trial.after, case.subject.masks[case.edit.region])
         row |= self.world.features(trial.after)
         if shown:
@@ -109,31 +132,37 @@ class MethodRun:
         region, mask = case.edit.region, case.subject.masks[case.edit.region]
         there = chosen_targets(case.subject, region, self.pool, 1) if self.method.about.transfers else []
         subject = there[0] if there else case.subject
-        begun = time.monotonic()
+        begun = self._clock()
         edit = self.method.moved(case.edit, mask, subject.masks[region]) if there else case.edit
         self.method.apply([edit], [subject], torch.tensor([trial.strength]))
-        return time.monotonic() - begun
+        return self._clock() - begun
 
-    def _transfers(self, homes: Sequence[tuple[Case, Trial]], others: int, moved: bool) -> Rows:
-        """Every edit on `others` images whose masks overlap its own, as it is or moved to their region."""
-        pairs, cases = [], []
+    def _transfers(self, homes: Sequence[tuple[Case, Trial]], others: int) -> Rows:
+        """Every edit on `others` images whose masks overlap its own, as it is and moved to their region. Edits that
+        cannot be moved are tried once, and stand for both."""
+        pairs, still, moved = [], [], []
         for case, trial in homes:
             region, mask = case.edit.region, case.subject.masks[case.edit.region]
             for target in chosen_targets(case.subject, region, self.pool, others):
                 edit = replace(case.edit, guess=trial.strength or case.edit.guess)
-                if moved:
-                    edit = self.method.moved(edit, mask, target.masks[region])
                 pairs.append((case, trial, target))
-                cases.append(Case(edit, target, like=trial.verdict))
-        rows = []
-        for (case, home, target), trial in zip(pairs, run_trials(self.world, self.method, cases), strict=True):
-            region = case.edit.region
-            iou = float(mask_iou(case.subject.masks[region], target.masks[region]))
-            row = {"kind": "transfer", "moved": moved, "image": case.subject.name, "region": region}
-            row |= {"target": target.name, "iou": iou, "home_success": home.success, **trial.row()}
-            row["perfect"] = self._perfect(target, region, home)
-            rows.append(row)
-        return rows
+                still.append(Case(edit, target, like=trial.verdict))
+                moved.append(replace(still[-1], edit=self.method.moved(edit, mask, target.masks[region])))
+        as_is = run_trials(self.world, self.method, still)
+        others_of = [i for i, case in enumerate(moved) if case.edit is not still[i].edit]
+        there = dict(enumerate(as_is))
+        there |= zip(others_of, run_trials(self.world, self.method, [moved[i] for i in others_of]), strict=True)
+        tried = ((False, as_is), (True, there.values()))
+        return [
+            self._transfer(*pair, flag, trial) for flag, own in tried for pair, trial in zip(pairs, own, strict=True)
+        ]
+
+    def _transfer(self, case: Case, home: Trial, target: Subject, moved: bool, trial: Trial) -> dict[str, Any]:
+        region = case.edit.region
+        iou = float(mask_iou(case.subject.masks[region], target.masks[region]))
+        row = {"kind": "transfer", "moved": moved, "image": case.subject.name, "region": region}
+        row |= {"target": target.name, "iou": iou, "home_success": home.success, **trial.row()}
+        return {**row, "perfect": self._perfect(target, region, home)}
 
     def _perfect(self, target: Subject, region: str, home: Trial) -> bool | None:
         """Whether a perfect editor would succeed there; None where the truth is not known."""

@@ -18,8 +18,9 @@ from pipeline.metrics import EditSuccess, psnr_outside, ssim_outside, success, v
 from pipeline.strengths import VISIBLE_RMS
 
 LEAST_MOVE, OTHER_LIMIT, ROIR_LIMIT = 0.15, 0.10, 1.0
-BATCH = 64  # trials decoded together
+BATCH = 64  # trials decoded together, at most
 EVALUATIONS = 4  # decodes the search for the visible strength may take
+NO_STRENGTH = "refused: every strength that was tried changes nothing, or far too much"
 
 
 class Judge(Protocol):
@@ -55,7 +56,8 @@ class Trial:
     """Outcome of one case at the strength found; `rms` inside the mask, PSNR (dB) and SSIM outside it.
 
     `limited`: the largest strength allowed was still too weak; `reached`: RMS within 5 % of the target. `verdict` is
-    None where nothing reads attributes. `before` and `after` are pictures (C, H, W).
+    None where nothing reads attributes. `before` and `after` are pictures (C, H, W). A strength of 0 is no edit: every
+    strength that was tried is further from the target than none.
     """
 
     strength: float
@@ -75,14 +77,15 @@ class Trial:
         return None if self.verdict is None else self.verdict.success
 
     def row(self) -> dict[str, Any]:
-        """The figures as one row of plain values."""
-        names = ("strength", "rms", "reached", "limited", "roir", "psnr", "ssim")
+        """The figures as one row of plain values; without an edit there is no picture quality."""
+        quality = ("psnr", "ssim") if self.strength else ()
+        names = ("strength", "rms", "reached", "limited", "roir", *quality)
         row: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.verdict is not None:
             v = self.verdict
             row |= {"success": v.success, "factor": v.factor, "move": v.move}
             row |= {"other": v.other, "other_move": v.other_move, "failure": failure(v)}
-        return row
+        return row if self.strength else {**row, "failure": NO_STRENGTH}
 
 
 def failure(verdict: EditSuccess) -> str:
@@ -100,8 +103,9 @@ def run_trials(judge: Judge, method: Method, cases: Sequence[Case]) -> list[Tria
     """Try every case, in batches. Cost: a decode an image, and up to `EVALUATIONS` decodes a case, about two."""
     references = _references(method, cases)
     trials: list[Trial] = []
-    for start in range(0, len(cases), BATCH):
-        part = cases[start : start + BATCH]
+    size = method.at_once(BATCH)
+    for start in range(0, len(cases), size):
+        part = cases[start : start + size]
         trials += _batch(judge, method, part, torch.stack([references[_key(method, case)] for case in part]))
     return trials
 
@@ -125,10 +129,11 @@ def _references(method: Method, cases: Sequence[Case]) -> dict[tuple[str, str], 
     """The strength-0 reconstruction of each image, by what it depends on."""
     wanted = list({_key(method, case): case for case in cases}.items())
     found: dict[tuple[str, str], torch.Tensor] = {}
-    for start in range(0, len(wanted), BATCH):
-        part = [case for _, case in wanted[start : start + BATCH]]
+    size = method.at_once(BATCH)
+    for start in range(0, len(wanted), size):
+        part = [case for _, case in wanted[start : start + size]]
         pictures = method.apply([c.edit for c in part], [c.subject for c in part], torch.zeros(len(part)))
-        found.update(zip((key for key, _ in wanted[start : start + BATCH]), pictures, strict=True))
+        found.update(zip((key for key, _ in wanted[start : start + size]), pictures, strict=True))
     return found
 
 

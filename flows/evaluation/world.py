@@ -34,13 +34,14 @@ from pipeline.editing import invert_pictures
 from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS, REGIONS, factors_of
 from pipeline.images import as_tensor
+from pipeline.memory import pictures_at_once
 from pipeline.methods.contract import Subject
 from pipeline.models.contract import Denoiser
 from pipeline.models.counting import counting
 from pipeline.reader import AttributeReader
 
 Split = Literal["mine", "holdout"]
-BATCH = 32  # images inverted together
+BATCH = 32  # images inverted together, at most
 
 
 def shipped_folder() -> Path:
@@ -75,7 +76,7 @@ class World:
         self.backbones = for_pictures(found, self.denoiser.info.image_shape)
         self.reader: AttributeReader | None = None
         if isinstance(recipe.dataset, BuiltinDataset) and self.denoiser.info.image_shape == (3, 64, 64):
-            self.reader = AttributeReader.load(builtin_folder() / "reader")
+            self.reader = AttributeReader.load(builtin_folder() / "reader").to(self.denoiser.device)
         self.failures: dict[str, str] = {}
         self.found: FoundRegions | None = None
         if isinstance(recipe.regions, GeneratedRegions):
@@ -218,8 +219,9 @@ class World:
         """The x_t of each image by its id, kept for later."""
         found = {}
         with stage(f"inverting to t = {timestep}", len(waiting)) as advance:
-            for start in range(0, len(waiting), BATCH):
-                part = waiting[start : start + BATCH]
+            size = pictures_at_once(self.denoiser, timestep, BATCH, self.recipe.method.memory)
+            for start in range(0, len(waiting), size):
+                part = waiting[start : start + size]
                 pictures = torch.stack([_picture(image) for image in part])
                 latents = invert_pictures(self.denoiser, pictures, timestep, steps)
                 for image, x_t in zip(part, latents, strict=True):

@@ -346,7 +346,8 @@ def test_captions_under_clip_tell_asyrp_and_blended_diffusion_what_no_reader_doe
                 box(picture.size, (0.2, 0.2, 0.7, 0.7)).save(tmp_path / "masks" / f"{copy}{name[0]}_{region}.png")
     result = evaluate(world.recipe, tmp_path / "out", size)
     assert [own.name for own in result.lines] == ["asyrp", "blended"]
-    assert all((own.edits, own.refused) == (2, 1) for own in result.lines)  # nothing was said of the mouth
+    assert all((own.edits, own.refused) == (1, 0) for own in result.lines)  # nothing was said of the mouth
+    assert {own.about.supervision for own in result.lines} == {"CLIP"}
     untold = evaluate(world.recipe, tmp_path / "silent", replace(size, captions=NO_CAPTIONS))
     assert not untold.lines and "--caption" in untold.absent["Asyrp"]
 

@@ -13,7 +13,7 @@ import torch
 
 from flows.evaluation.ceiling import perfect_images, perfect_transfer
 from flows.evaluation.tables import over
-from flows.evaluation.trials import Case, Trial, best_of_both_signs, run_trials
+from flows.evaluation.trials import NO_STRENGTH, Case, Trial, best_of_both_signs, run_trials
 from flows.paths import builtin_folder
 from pipeline.faces.factors import FACTORS, factors_of
 from pipeline.faces.render import render
@@ -50,6 +50,9 @@ class Rendered(Method):
 
     def __init__(self) -> None:
         pass
+
+    def at_once(self, most: int, *, backward: bool = False) -> int:
+        return most
 
     def find(self, subject: Subject) -> dict[str, Found | Refused]:
         return {region: Found(region, 0.3) for region in subject.masks}
@@ -190,6 +193,19 @@ def test_a_strength_limit_that_is_too_low_is_told(subjects: list[Subject], reade
 
     trials = trials_of(Weak(), subjects[:1], reader)
     assert all(trial.limited and not trial.reached and not trial.success for trial in trials)
+
+
+def test_an_edit_that_only_overshoots_is_none_and_has_no_picture_quality(
+    subjects: list[Subject], reader: AttributeReader
+) -> None:
+    class Jumping(Global):
+        def apply(self, edits: Sequence[Found], subjects: Sequence[Subject], strengths: torch.Tensor) -> torch.Tensor:
+            return super().apply(edits, subjects, 0.5 * strengths.sign())
+
+    for trial in trials_of(Jumping(), subjects[:1], reader):
+        row = trial.row()
+        assert (row["strength"], row["roir"], row["success"], row["failure"]) == (0.0, float("inf"), False, NO_STRENGTH)
+        assert not {"psnr", "ssim"} & set(row)
 
 
 @pytest.mark.parametrize("statistic", ["mean", "median"])
