@@ -147,7 +147,7 @@ def line(
 def _as_told(about: About, settings: Mapping[str, Any]) -> About:
     """What a method is, with what told it the attribute here: CLIP where its goals are captions."""
     goals = settings.get("goals") or ()
-    if about.supervision == "none" or not goals:
+    if about.supervision in ("none", "prompts") or not goals:
         return about
     captions = any(goal.get("source") for goal in goals)
     return replace(about, supervision="CLIP" if captions else "attribute reader")

@@ -93,7 +93,7 @@ class TLoco(XMethod):
 
     @torch.no_grad()
     def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
-        """The direction of every region that has two prompts.
+        """The direction of every region that has two prompts; regions without any are left out.
 
         Cost: for each original prompt one SVD of its regions' complements together, and one VJP and one JVP a region.
         A product counts once for every prompt that guidance mixes, no words included: as often as the network runs.
@@ -101,17 +101,18 @@ class TLoco(XMethod):
         check_masks(subject.masks, self.denoiser.info.image_shape[1:])
         found: dict[str, Found | Refused] = {}
         goals: dict[str, list[Goal]] = {}
-        for region in subject.masks:
-            goal = self._goals.get(region)
-            if goal is None or not goal.target:
-                found[region] = Refused(region, "no prompts say what it shows and what it is to show")
+        told = [self._goals[region] for region in subject.masks if region in self._goals]
+        for goal in told:
+            region = goal.region
+            if not goal.target:
+                found[region] = Refused(region, "no prompt says what it is to show")
             elif goal.source == goal.target:
                 found[region] = Refused(region, f"the prompts make no difference: both are {goal.source!r}")
             else:
                 goals.setdefault(goal.source, []).append(goal)
         for source, own in goals.items():
             found |= self._towards(source, own, subject)
-        return {region: found[region] for region in subject.masks}
+        return {goal.region: found[goal.region] for goal in told}
 
     def apply(self, edits: Sequence[Found], subjects: Sequence[Subject], strengths: torch.Tensor) -> torch.Tensor:
         """As `Method.apply`, under each region's original prompt. Cost: `settings.steps` predictions an edit.

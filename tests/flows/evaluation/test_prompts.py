@@ -80,6 +80,10 @@ def test_t_loco_runs_in_the_harness_on_a_model_that_takes_text(tmp_path: Path, m
     wanted = Wanted(methods=("t-loco",), images=1, choosing=0, workers=1, captions=TOLD, quick=True)
     result = evaluate(small(tmp_path), tmp_path / "out", wanted)
     (own,) = result.lines
-    assert (own.name, own.edits, own.refused) == ("t-loco", 2, 1)  # nothing was said of the mouth
-    assert any("no prompts" in reason for reason in own.failures)
-    assert own.find_passes > 4 and "prompts" in (tmp_path / "out" / "comparison.md").read_text()
+    assert (own.name, own.edits, own.refused) == ("t-loco", 1, 0)  # nothing was said of the mouth
+    assert (
+        own.regions == ("eye",)
+        and own.about.supervision == "prompts"
+        and own.find_passes > 4
+        and "prompts" in (tmp_path / "out" / "comparison.md").read_text()
+    )

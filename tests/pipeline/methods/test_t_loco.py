@@ -162,15 +162,16 @@ def test_prompts_that_make_no_difference_are_refused_and_why() -> None:
     assert "under 0.001" in refused.reason
 
 
-def test_a_region_without_prompts_is_refused_and_the_others_are_not() -> None:
+def test_a_region_without_prompts_is_left_out_and_one_without_an_edited_prompt_is_refused() -> None:
     right = torch.zeros(8, 8, dtype=torch.bool)
     right[5:, 5:] = True
     read = Goal("right", "brightness", 3)  # a reading, not a prompt
-    for goals in ((SMILE,), (SMILE, read)):
-        edits = method(goals=goals).find(subject(right=right, left=left()))
-        assert list(edits) == ["right", "left"] and isinstance(edits["left"], Found)
-        refused = edits["right"]
-        assert isinstance(refused, Refused) and "no prompts" in refused.reason
+    (found,) = method(goals=(SMILE,)).find(subject(right=right, left=left())).values()
+    assert isinstance(found, Found) and found.region == "left"
+    edits = method(goals=(SMILE, read)).find(subject(right=right, left=left()))
+    assert list(edits) == ["right", "left"] and isinstance(edits["left"], Found)
+    refused = edits["right"]
+    assert isinstance(refused, Refused) and "no prompt" in refused.reason
 
 
 def test_what_the_null_space_leaves_under_a_twentieth_of_is_refused() -> None:
