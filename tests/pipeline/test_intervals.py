@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.intervals import Figure, figure, student
 
 EDITS = 4  # of each image
@@ -35,6 +36,42 @@ def test_the_interval_of_a_proportion_covers_the_truth_near_one_too(images: int,
     for truth in TRUTHS:
         covered = np.mean([each.low <= truth <= each.high for each in shares(truth, images, alike)])
         assert covered >= 0.94, truth
+
+
+def crossed(reaching: float, giving: float, repeats: int = 500) -> tuple[float, list[Figure]]:
+    """The truth, and figures of repeats: 30 images with two edits, each tried on two others. `reaching` and `giving`:
+    how much the image an edit goes to and the one it is from decide, standard deviations of log odds."""
+    numbers, images = np.random.default_rng(7), 30
+    draw = numbers.standard_normal
+    truth = float((1 / (1 + np.exp(-(0.7 + reaching * draw(10**5) + giving * draw(10**5))))).mean())
+    sources = np.repeat(np.arange(images), 4)
+    found = []
+    for _ in range(repeats):
+        targets = (sources + numbers.integers(1, images, len(sources))) % images
+        odds = 0.7 + reaching * draw(images)[targets] + giving * draw(images)[sources]
+        values = (numbers.random(len(sources)) < 1 / (1 + np.exp(-odds))).astype(float)
+        names = [[str(i) for i in own.tolist()] for own in (sources, targets)]
+        found.append(figure(values.tolist(), names[0], "mean", crossed=names[1]))
+    return truth, found
+
+
+@pytest.mark.parametrize(("reaching", "giving"), [(0.0, 0.0), (0.0, 2.0), (2.0, 0.0), (2.0, 0.8), (3.0, 3.0)])
+def test_the_interval_of_values_of_two_images_each_covers_the_truth(reaching: float, giving: float) -> None:
+    truth, found = crossed(reaching, giving)
+    assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.93
+
+
+def test_a_second_image_that_says_nothing_new_changes_little_and_one_that_decides_much() -> None:
+    images = [str(i) for i in range(20) for _ in range(5)]
+    values = [float(i % 3 > 0) for i in range(100)]
+    once = figure(values, images, "mean")
+    assert figure(values, images, "mean", crossed=images) == once
+    others = [f"other {i % 3}" for i in range(100)]
+    wide = figure(values, images, "mean", crossed=others)
+    assert wide.high - wide.low > 3 * (once.high - once.low)
+    assert wide == figure(values, others, "mean", crossed=images)
+    with pytest.raises(InputError, match="crossed: found a median"):
+        figure(values, images, crossed=others)
 
 
 def test_three_images_are_enough_to_say_how_little_is_known() -> None:
