@@ -24,6 +24,7 @@ from pipeline.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.errors import ModelError
 from pipeline.faces.factors import FACTORS, OWNER, REGIONS, sample_factors
 from pipeline.faces.render import SIZE, STYLES, render
+from pipeline.models.fingerprints import fingerprint
 
 HELD_OUT_SEED = 0xFF00_0000  # above all that training draws from; see `pipeline.faces.dataset`
 
@@ -82,6 +83,10 @@ class AttributeReader(nn.Module):
             features = self.features(torch.cat([images, grid], dim=1))
         result: torch.Tensor = 0.5 + self.head(features.to(images.dtype))
         return result
+
+    def fingerprint(self) -> str:
+        """sha256 over form and weights, 32 hex digits: the same on every machine."""
+        return fingerprint(["AttributeReader", self.channels, self.width], self.state_dict())
 
     @torch.no_grad()
     def read(self, images: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ def _image_rows(
                 rows += _pair_rows(method, source, edits[i], controls, pair, shown=shown and j == 0)
         return rows
 
-    ids = digest([other.image_id for other in pool])
+    ids = digest(homes.world.key(pool))
     key = {**homes.key(method, image), "pool": ids, "others": others, "largest": LARGEST, "shown": shown}
     return homes.setup.cells.get("transfer-absent", {**key, "control": "apart"}, make).rows
 

@@ -23,48 +23,69 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell holds: its key, its rows, and what they cost."""
+    """What one cell holds: its key, its rows, and what they cost. `machine`: where its seconds were measured, as people
+    read it; empty where nobody knows."""
 
     key: dict[str, Any]
     rows: Rows
     seconds: float
     passes: int
+    machine: str = ""
 
 
 class Cells:
     """The cells of one evaluation, in `folder`. `passes` tells how many network passes were made so far; cells that lie
-    in `also` are taken from there."""
+    in `also` are taken from there. `machine`: what `Cell.machine` says of those that are measured now."""
 
-    def __init__(self, folder: Path, passes: Callable[[], int] = lambda: 0, also: Sequence[Path] = ()) -> None:
-        self.folder, self._passes, self._also = folder, passes, also
+    def __init__(
+        self,
+        folder: Path,
+        passes: Callable[[], int] = lambda: 0,
+        also: Sequence[Path] = (),
+        machine: str = "",
+    ) -> None:
+        self.folder, self._passes, self._also, self._machine = folder, passes, also, machine
 
     def get(self, experiment: str, key: Mapping[str, Any], make: Callable[[], Rows]) -> Cell:
         """The cell of this key, measured now unless it is there; rows are of plain values, NaN and infinity included.
 
         A file that is damaged, or of another key, counts as missing.
         """
-        whole = plain({"experiment": experiment, "version": VERSION, **key})
-        found = self._found(experiment, whole)
+        found = self.find(experiment, key)
         if found is not None:
             return found
+        whole = _whole(experiment, key)
         begun, before = time.monotonic(), self._passes()
         rows = plain(make())
         content = {"key": whole, "rows": rows, "seconds": time.monotonic() - begun, "passes": self._passes() - before}
+        content["machine"] = self._machine
         write(self._path(self.folder, experiment, whole), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return Cell(**content)
 
-    def has(self, experiment: str, key: Mapping[str, Any]) -> bool:
-        """Whether the cell is there and sound."""
-        whole = plain({"experiment": experiment, "version": VERSION, **key})
-        return self._found(experiment, whole) is not None
-
-    def _found(self, experiment: str, whole: Mapping[str, Any]) -> Cell | None:
+    def find(self, experiment: str, key: Mapping[str, Any]) -> Cell | None:
+        """The cell of this key; None where it is missing."""
+        whole = _whole(experiment, key)
         read = (_read(self._path(place, experiment, whole), whole) for place in (self.folder, *self._also))
         return next((cell for cell in read if cell is not None), None)
+
+    def has(self, experiment: str, key: Mapping[str, Any]) -> bool:
+        """Whether the cell is there and sound."""
+        return self.find(experiment, key) is not None
 
     @staticmethod
     def _path(place: Path, experiment: str, whole: Mapping[str, Any]) -> Path:
         return place / experiment / f"{digest(whole)}.json"
+
+
+def cell_name(experiment: str, key: Mapping[str, Any]) -> str:
+    """The digest that names the cell of a key, and whatever else belongs to it alone."""
+    return digest(_whole(experiment, key))
+
+
+def _whole(experiment: str, key: Mapping[str, Any]) -> dict[str, Any]:
+    """A key with all that it leaves unsaid, in what JSON has."""
+    whole: dict[str, Any] = plain({"experiment": experiment, "version": VERSION, **key})
+    return whole
 
 
 def digest(key: Any) -> str:
@@ -92,7 +113,10 @@ def write(path: Path, content: str | bytes) -> None:
 def _read(path: Path, whole: Mapping[str, Any]) -> Cell | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        cell = Cell(**{name: content[name] for name in ("key", "rows", "seconds", "passes")})
+        cell = Cell(
+            **{name: content[name] for name in ("key", "rows", "seconds", "passes")},
+            machine=str(content.get("machine", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return cell if cell.key == whole and isinstance(cell.rows, list) else None

@@ -6,9 +6,11 @@ is measured on `holdout` images. Cells are a method's work on a few images, so t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from statistics import median
 from typing import Any
 
 from safetensors import SafetensorError
@@ -17,13 +19,14 @@ from safetensors.torch import load, save
 from flows.console import complain
 from flows.datasets.contract import SourceImage
 from flows.evaluation.captions import Captions
-from flows.evaluation.cells import Cell, Cells, Rows, digest, write
+from flows.evaluation.cells import Cell, Cells, Rows, cell_name, digest, write
 from flows.evaluation.method_run import MethodRun
 from flows.evaluation.world import Split, World, shipped_folder
 from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS, OWNER
+from pipeline.images import as_tensor
 from pipeline.methods.choices import METHODS
-from pipeline.methods.contract import Method, Settings
+from pipeline.methods.contract import Method, Settings, Subject
 from pipeline.methods.guidance import reader_goals
 from pipeline.models.prompted import PromptedDenoiser
 
@@ -85,6 +88,18 @@ def base_settings(kind: type[Method], world: World) -> Settings:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """From how many images a method has learned, and what that took: seconds, network passes with those of inverting
+    the images (backward passes count too), and where; NaN and empty where nobody knows. `machine`: None for methods
+    that learn nothing."""
+
+    images: int = 1
+    seconds: float = 0.0
+    passes: float = 0.0
+    machine: str | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """One cell to be measured: a method with its settings on some images of a split, each edit on `others` more."""
 
@@ -101,6 +116,7 @@ class Comparison:
 
     def __init__(self, world: World, cells: Cells, size: Size = FULL) -> None:
         self.world, self.cells, self.size = world, cells, size
+        self._pools: dict[tuple[str, ...], str] = {}
 
     def lacking(self, name: str) -> str:
         """What a method would need and is not there; empty where nothing is missing."""
@@ -114,10 +130,12 @@ class Comparison:
             return "" if told else "no prompts were given; --caption would tell them"
         if about.supervision != "none" and not (told or any(map(world.factors, world.recipe.region_names))):
             return "nothing reads the attributes of these pictures; --clip and --caption would tell it"
+        if not learns(kind_of(name)):
+            return ""
         tried = self.grid(name)[: None if self.size.choosing else 1]
         needed = max(self._made(name, settings).images for settings in tried)
-        there = world.count("mine", self.size.choosing + needed) - self.size.choosing if needed > 1 else 0
-        if needed > max(1, there):
+        there = max(0, world.count("mine", self.size.choosing + needed) - self.size.choosing)
+        if needed > there:
             return f"learns from {needed} `mine` images that no settings are chosen on, of which there are {there}"
         return ""
 
@@ -173,20 +191,25 @@ class Comparison:
         return own, self.world.images(task.split, self.size.images) if task.others else []
 
     def _key(self, task: Task) -> dict[str, Any]:
+        """All that the rows of a task depend on. Perceptual backbones judge what is reported, never what is chosen."""
         own, pool = self._images(task)
         key = {**self.world.key(own), "method": task.method, "settings": task.settings.as_dict()}
-        return {
-            **key,
-            **self._captions(task.method).evidence(),
-            "others": task.others,
-            "pool": digest([image.image_id for image in pool]),
-            "backbones": self.world.backbones.evidence(),
-        }
+        key |= {**self._captions(task.method).evidence(), "others": task.others, "pool": self._digest(pool)}
+        if learns(kind_of(task.method)):
+            key["learned"] = digest(self._lessons(task.method, self._made(task.method, task.settings))[1])
+        return key if task.split == "mine" else {**key, "backbones": self.world.backbones.hashes()}
+
+    def _digest(self, pool: Sequence[SourceImage]) -> str:
+        """The digest of a pool's key, made once: it reads every mask."""
+        names = tuple(image.image_id for image in pool)
+        if names not in self._pools:
+            self._pools[names] = digest(self.world.key(pool))
+        return self._pools[names]
 
     def _rows(self, task: Task) -> Rows:
         own, pool = self._images(task)
         method = self.method(task.method, task.settings)
-        return MethodRun(self.world, method, own, pool).rows(task.others)
+        return MethodRun(self.world, method, own, pool, perceived=task.split != "mine").rows(task.others)
 
     def method(self, name: str, settings: Settings) -> Method:
         """A method, with what it learns on `mine` images learned now, or taken from before; what was learned and cannot
@@ -196,10 +219,10 @@ class Comparison:
             InputError: no method of this name, or not enough images to learn from.
         """
         method = self._made(name, settings)
-        if method.images <= 1:
+        if not learns(kind_of(name)):
             return method
         images, key = self._lessons(name, method)
-        path = self.world.folder / "learned" / f"{digest(key)}.safetensors"
+        path = self.world.folder / "learned" / f"{cell_name('learning', key)}.safetensors"
         known = (path, shipped_folder() / "learned" / path.name) if self.cells.has("learning", key) else ()
         for file in known:
             try:
@@ -210,22 +233,38 @@ class Comparison:
             except (SafetensorError, InputError) as error:
                 complain(f"{file}: not what {name} has learned, so it learns again ({error})")
                 method = self._made(name, settings)
-        subjects = self.world.subjects(images, method.timestep, method.settings.inversion_steps)
-        begun = time.monotonic()
-        method.learn(subjects, _percent(name))
-        cost = {"seconds": time.monotonic() - begun, "backward": method.cost.backward, "images": len(subjects)}
-        self.cells.get("learning", key, lambda: [cost])
+        if known:
+            self._learn(method, images)
+        else:
+            self.cells.get("learning", key, lambda: [self._learn(method, images)])
         write(path, save({tensor_name: tensor.contiguous() for tensor_name, tensor in method.learned().items()}))
         return method
 
-    def learning(self, name: str, settings: Settings) -> dict[str, float]:
-        """What a method's learning has cost: seconds and images; nothing for methods of one image."""
-        method = self._made(name, settings)
-        if method.images <= 1:
-            return {"seconds": 0.0, "images": 1}
-        _, key = self._lessons(name, method)
-        cost: dict[str, float] = self.cells.get("learning", key, lambda: []).rows[0]
-        return cost
+    def _learn(self, method: Method, images: Sequence[SourceImage]) -> dict[str, float]:
+        """Let a method learn, and say what it took."""
+        begun, steps = time.monotonic(), method.settings.lesson().get("inversion_steps")
+        if steps is None:
+            pictures = (as_tensor(image.image.copy()) for image in images)
+            subjects = [Subject(i.image_id, p, p.new_empty(0), {}) for i, p in zip(images, pictures, strict=True)]
+        else:
+            subjects = [replace(one, masks={}) for one in self.world.subjects(images, method.timestep, steps)]
+        before = self.world.counter.passes
+        method.learn(subjects, _percent(method.name))
+        passes = self.world.counter.passes - before + len(images) * (steps or 0)
+        seconds = time.monotonic() - begun
+        return {"seconds": seconds, "passes": passes, "backward": method.cost.backward, "images": len(images)}
+
+    def learning(self, name: str, settings: Settings) -> Learned:
+        """What a method's learning has cost."""
+        if not learns(kind_of(name)):
+            return Learned()
+        images, key = self._lessons(name, self._made(name, settings))
+        cell = self.cells.find("learning", key)
+        if cell is None or not cell.rows:
+            return Learned(len(images), math.nan, math.nan, "")
+        row = cell.rows[0]
+        passes = row["passes"] + row["backward"] if "passes" in row else math.nan
+        return Learned(len(images), row["seconds"], passes, cell.machine)
 
     def _captions(self, name: str) -> Captions:
         """The captions, for a method that is told what to change."""
@@ -233,13 +272,19 @@ class Comparison:
 
     def _made(self, name: str, settings: Settings) -> Method:
         guide = self._captions(name).reader(self.world.denoiser.device) or self.world.reader
-        return kind_of(name)(self.world.denoiser, settings, guide)
+        method = kind_of(name)(self.world.denoiser, settings, guide)
+        method.memory = self.world.recipe.method.memory
+        return method
 
     def _lessons(self, name: str, method: Method) -> tuple[list[SourceImage], dict[str, Any]]:
-        """The images a method learns from, none of which its settings are chosen on, and the key of what it learns."""
+        """The images a method learns from, none of which its settings are chosen on, and the key of what it learns,
+        which says nothing of regions, and of what reads attributes only if that tells the method its own."""
         images = self.world.lessons(method.images, skip=self.size.choosing)
-        told = self._captions(name).evidence()
-        return images, {**self.world.key(images), **told, "method": name, "settings": method.settings.as_dict()}
+        world, names = self.world.key([]), [image.image_id for image in images]
+        key = {"model": world["model"], "images": names, "method": name, "lesson": method.settings.lesson()}
+        if kind_of(name).about.supervision != "none":
+            key |= self._captions(name).evidence() or {"reader": world["reader"]}
+        return images, key
 
 
 def _percent(name: str) -> Callable[[int, int], None]:
@@ -262,13 +307,17 @@ def kind_of(name: str) -> type[Method]:
     return METHODS[name]
 
 
+def learns(kind: type[Method]) -> bool:
+    """Whether a method learns from images of their own, be it a single one."""
+    return kind.learn is not Method.learn
+
+
 def merit(home: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Of edits at home: the share that succeeds (left out where nothing reads attributes), the share that became
     visible, and the median ROIR; refused ones have failed."""
-    ratios = sorted(row["roir"] for row in home)
+    ratios = [row["roir"] for row in home]
     found = {"success": _share(home, "success")} if any("success" in row for row in home) else {}
-    middle = ratios[len(ratios) // 2] if ratios else float("inf")
-    return {**found, "visible": _share(home, "reached"), "roir": middle}
+    return {**found, "visible": _share(home, "reached"), "roir": median(ratios) if ratios else math.inf}
 
 
 def _share(rows: Sequence[Mapping[str, Any]], flag: str) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,19 @@ import torch
 from flows.console import complain, stage
 from flows.evaluation.captions import NO_CAPTIONS, Captions
 from flows.evaluation.cells import Cell, Rows, write
-from flows.evaluation.comparison import FULL, QUICK, Chosen, Comparison, Size
+from flows.evaluation.comparison import FULL, QUICK, Chosen, Comparison, Size, base_settings, kind_of
 from flows.evaluation.experiment import Experiment, Setup
 from flows.evaluation.experiments import EXPERIMENTS
 from flows.evaluation.filling import fill, open_cells
 from flows.evaluation.found_regions import FoundRegions
+from flows.evaluation.homes import METHODS as FOUND
 from flows.evaluation.homes import left_out
-from flows.evaluation.kept import Asked, Kept, KeptFigure, MissingCellError, ReadCells, identity, strict
+from flows.evaluation.kept import Asked, Kept, KeptFigure, MissingCellError, ReadCells, held_out, identity, strict
+from flows.evaluation.linearity import DIRECTIONS
+from flows.evaluation.machine import machine_of
 from flows.evaluation.report import Drawn, EvaluationPage, render
 from flows.evaluation.series import measured, of
-from flows.evaluation.tables import Line, line, markdown, remarks, targets
+from flows.evaluation.tables import Line, line, markdown, measured_on, remarks, targets
 from flows.evaluation.world import World
 from flows.recipe import Recipe
 from pipeline.errors import InputError, ModelError, NotFoundError
@@ -83,7 +86,7 @@ def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
 
     `folder` then holds cells/, latents/, regions/ and learned/ (what makes a rerun short), results.json,
     comparison.json (what was asked for), comparison.md, comparison.parquet, figures/NAME.json and
-    NAME-PLOT.png, and index.html.
+    NAME-PLOT.png and .pdf, and index.html.
 
     Raises:
         InputError: unknown methods or figures, or too few images.
@@ -96,7 +99,7 @@ def evaluate(recipe: Recipe, folder: Path, wanted: Wanted) -> Evaluated:
     names = [name for name in wanted.methods if name not in lacking]
     if names:
         comparison.check()
-    kept = Kept(folder, identity(world))
+    kept = Kept(folder, identity(world), cache(partial(held_out, world)))
     if others := kept.others():
         complain(f"{folder}: {', '.join(others)}: of another model, recipe or images, so not shown with these")
     size, compared, gone = _compare(comparison, kept, names, wanted.workers)
@@ -167,9 +170,11 @@ def _measured(comparison: Comparison, names: Sequence[str], workers: int) -> dic
     tasks = [task for name in names for task in comparison.choosing(name)]
     fill(comparison, tasks, workers, "choosing settings")
     chosen = {name: comparison.chosen(name) for name in names}
-    for name, choice in chosen.items():
-        comparison.method(name, choice.settings)  # what learns does so once, before processes share it
     tasks = [task for name, choice in chosen.items() for task in comparison.reporting(name, choice.settings)]
+    waiting = {task.method for task in comparison.missing(tasks)}
+    for name in names:
+        if name in waiting:
+            comparison.method(name, chosen[name].settings)  # what learns does so once, before processes share it
     fill(comparison, tasks, workers, "comparing methods")
     return {name: _compared(comparison, name) for name in names}
 
@@ -180,7 +185,11 @@ def _compared(comparison: Comparison, name: str) -> Compared:
     cells = [comparison.cell(task) for task in comparison.reporting(name, choice.settings)]
     learned = comparison.learning(name, choice.settings)
     settings, about = choice.settings.as_dict(), METHODS[name].about
-    return Compared(line(name, about, settings, int(learned["images"]), learned["seconds"], cells), choice, cells)
+    own = line(
+        name, about, settings, learned.images, learned.seconds, cells,
+        learn_passes=learned.passes, learned_on=learned.machine,
+    )  # fmt: skip
+    return Compared(own, choice, cells)
 
 
 def _figures(world: World, kept: Kept, wanted: Wanted) -> tuple[dict[str, Drawn], dict[str, str]]:
@@ -206,17 +215,20 @@ def _figures(world: World, kept: Kept, wanted: Wanted) -> tuple[dict[str, Drawn]
 
 def _measure(world: World, kept: Kept, name: str, quick: bool) -> None:
     """Measure a figure and keep its rows. One that cannot be measured is kept as left out, unless an earlier call has
-    measured it: it costs neither the others nor the page."""
+    measured it: it costs neither the others nor the page. A quick one takes the place of none that is full."""
+    earlier = kept.figure(name)
+    if quick and earlier is not None and not earlier.quick and not silence(earlier.rows):
+        complain(f"figure {name}: the full one that is here is kept, and no quick one measured")
+        return
     try:
         with stage(EXPERIMENTS[name].title, None):
             rows = EXPERIMENTS[name].measure(Setup(world, open_cells(world), quick))
     except (InputError, ModelError, NotFoundError) as error:
-        earlier = kept.figure(name)
         if earlier is not None and not silence(earlier.rows):
             complain(f"figure {name} is shown as an earlier call measured it; now {error}")
             return
         rows = [left_out("the whole figure", str(error))]
-    kept.keep_figure(name, KeptFigure(rows, quick))
+    kept.keep_figure(name, KeptFigure(rows, quick), world.asked)
 
 
 def silence(rows: Rows) -> str:
@@ -238,13 +250,14 @@ def _refusal(row: Mapping[str, Any]) -> str:
 
 
 def _drawn(experiment: Experiment, figure: KeptFigure, folder: Path) -> Drawn:
-    from flows.evaluation.plots import save
+    from flows.evaluation.plots import save, save_vector
 
     conclusions = experiment.conclude(figure.rows)
-    drawings = experiment.draw(figure.rows).items() if figure.rows else ()
-    plots = {name: save(drawing) for name, drawing in drawings}
+    drawings = experiment.draw(figure.rows) if figure.rows else {}
+    plots = {name: save(drawing) for name, drawing in drawings.items()}
     for name, png in plots.items():
         write(folder / f"{name}.png", png)
+        write(folder / f"{name}.pdf", save_vector(drawings[name]))
     return Drawn(experiment.title, experiment.source, plots, conclusions, figure.quick)
 
 
@@ -299,13 +312,26 @@ def _facts(world: World, size: Size, compared: Mapping[str, Compared], figures: 
         facts["held-out images"] = str(size.images)
         facts["settings"] = _settings({name: each.chosen.by for name, each in compared.items()})
         facts["form"] = "quick: wide intervals, a smoke test" if size.quick else "full"
+    if figures and (other := _unlike(world, compared)):
+        facts["settings of figures"] = other
     if quick := [name for name, figure in figures.items() if figure.quick]:
         facts["quick figures"] = ", ".join(quick)
-    facts["machine"] = (
-        f"{os.cpu_count()} cores, {world.denoiser.device}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
-    )
+    here = machine_of(world.denoiser.device)
+    facts["machine"] = f"{here}, torch {torch.__version__}, Python {platform.python_version()}"
+    if places := measured_on([each.line for each in compared.values()], here):
+        facts["seconds measured on"] = places
     return facts
+
+
+def _unlike(world: World, compared: Mapping[str, Compared]) -> str:
+    """Which settings of the figures, the recipe's, are not those that the comparison has chosen; empty where none."""
+    told = []
+    for name in dict.fromkeys((*FOUND, *DIRECTIONS)):
+        if name not in compared:
+            continue
+        own, chosen = base_settings(kind_of(name), world).as_dict(), compared[name].chosen.settings.as_dict()
+        told += [f"{name} {key} {own[key]} (chosen: {chosen[key]})" for key in own if own[key] != chosen[key]]
+    return f"the recipe's, also where the comparison has chosen others: {', '.join(told)}" if told else ""
 
 
 def _found(regions: FoundRegions) -> str:

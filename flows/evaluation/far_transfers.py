@@ -140,7 +140,7 @@ def _style_rows(
         first = {pair.home.region: pair for pair in reversed(pairs)}
         return transfer_rows(homes, method, pairs, shown=list(first.values()) if shown else ())
 
-    ids = digest([other.image_id for other in pool])
+    ids = digest(homes.world.key(pool))
     key = {**homes.key(method, image), "pool": ids, "others": others, "overlap": OVERLAP, "shown": shown}
     return homes.setup.cells.get("transfer-style", key, make).rows
 

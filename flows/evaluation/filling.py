@@ -14,6 +14,7 @@ from flows.console import stage
 from flows.evaluation.captions import NO_CAPTIONS, Captions
 from flows.evaluation.cells import Cells
 from flows.evaluation.comparison import Comparison, Size, Task
+from flows.evaluation.machine import machine_of
 from flows.evaluation.world import World, shipped_folder
 from flows.image_errors import RunError
 from flows.recipe import Recipe
@@ -31,7 +32,8 @@ def open_comparison(
 
 def open_cells(world: World) -> Cells:
     """The cells in a world's folder, and those that travel with the package."""
-    return Cells(world.folder / "cells", lambda: world.counter.passes, [shipped_folder() / "cells"])
+    machine = machine_of(world.denoiser.device)
+    return Cells(world.folder / "cells", lambda: world.counter.passes, [shipped_folder() / "cells"], machine)
 
 
 def fill(comparison: Comparison, tasks: Sequence[Task], workers: int, title: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flows.console import plain
-from flows.evaluation.cells import VERSION, Cell, Cells, Rows, write
+from flows.evaluation.cells import VERSION, Cell, Cells, Rows, digest, write
 from flows.evaluation.comparison import FULL, Size
 from flows.evaluation.world import World, shipped_folder
 
@@ -57,8 +57,8 @@ class KeptFigure:
 
 
 def identity(world: World) -> dict[str, Any]:
-    """What figures and comparisons of one folder must share: the recipe's content but for its name, the model, and the
-    first held-out image, as a recipe names places in which other images may lie.
+    """What figures and comparisons of one folder must share: the recipe's content but for its name, the model, what
+    reads attributes, and the first held-out image, as a recipe names places in which other images may lie.
 
     Raises:
         InputError: no held-out image.
@@ -66,11 +66,22 @@ def identity(world: World) -> dict[str, Any]:
     return {"recipe": world.recipe.fingerprint(), "version": VERSION, **world.key(world.up_to("holdout", 1))}
 
 
-class Kept:
-    """The files of one folder that are `of` one model, recipe and images."""
+def held_out(world: World, count: int) -> dict[str, Any]:
+    """What a figure is of besides: as many held-out images as were asked for until it was measured, and their masks."""
+    return {"count": count, "key": digest(world.key(world.up_to("holdout", count)))}
 
-    def __init__(self, folder: Path, of: Mapping[str, Any]) -> None:
-        self.folder, self._of = folder, dict(of)
+
+class Kept:
+    """The files of one folder that are `of` one model, recipe and images. `held_out`: what a figure of so many held-out
+    images is of besides; see the function."""
+
+    def __init__(
+        self,
+        folder: Path,
+        of: Mapping[str, Any],
+        held_out: Callable[[int], Mapping[str, Any]] = lambda count: {"count": count},
+    ) -> None:
+        self.folder, self._of, self._held_out = folder, dict(of), held_out
 
     def others(self) -> list[str]:
         """Files that are of another model, recipe or images."""
@@ -107,8 +118,10 @@ class Kept:
             return None
         return KeptFigure(_numbers(rows), quick)
 
-    def keep_figure(self, name: str, figure: KeptFigure) -> None:
-        content = {"of": {**self._of, "quick": figure.quick}, "rows": figure.rows}
+    def keep_figure(self, name: str, figure: KeptFigure, count: int = 1) -> None:
+        """`count`: how many held-out images it was measured on, or more."""
+        of = {**self._of, "quick": figure.quick, "held_out": self._held_out(count)}
+        content = {"of": of, "rows": figure.rows}
         write(self._figure(name), json.dumps(strict(content, nan="nan"), indent=1) + "\n")
 
     @property
@@ -119,7 +132,14 @@ class Kept:
         return self.folder / "figures" / f"{name}.json"
 
     def _ours(self, content: Mapping[str, Any]) -> bool:
-        return {name: value for name, value in content["of"].items() if name != "quick"} == strict(self._of)
+        own = {name: value for name, value in content["of"].items() if name not in ("quick", "held_out")}
+        if own != strict(self._of):
+            return False
+        if "quick" not in content["of"]:  # a comparison, whose cells say what they are of
+            return True
+        told = content["of"].get("held_out")
+        count = told.get("count") if isinstance(told, dict) else None
+        return type(count) is int and 1 <= count <= _MOST and told == strict(self._held_out(count))
 
 
 def strict(value: Any, nan: str | None = None) -> Any:

@@ -26,12 +26,18 @@ SHOWN = 2  # images a cell of which pictures are kept
 
 
 class MethodRun:
-    """A method, its images, and those that edits are tried on."""
+    """A method, its images, and those that edits are tried on. `perceived`: edits are judged by the backbones too."""
 
     def __init__(
-        self, world: World, method: Method, images: Sequence[SourceImage], pool: Sequence[SourceImage]
+        self,
+        world: World,
+        method: Method,
+        images: Sequence[SourceImage],
+        pool: Sequence[SourceImage],
+        *,
+        perceived: bool = True,
     ) -> None:
-        self.world, self.method = world, method
+        self.world, self.method, self.perceived = world, method, perceived
         method.memory = world.recipe.method.memory
         self._bounds: dict[tuple[str, str, tuple[str, bool] | None], bool | None] = {}
         steps = method.settings.inversion_steps
@@ -76,7 +82,7 @@ class MethodRun:
             }
             edits = self.method.guessed(edits, subject)
             row["edits"] = sum(isinstance(edit, Found) for edit in edits.values())
-            rows.append({**row, **self.world.features(subject.picture)})
+            rows.append(row | (self.world.features(subject.picture) if self.perceived else {}))
             found += [(subject, edit) for edit in edits.values()]
         return found, rows
 
@@ -119,8 +125,9 @@ class MethodRun:
         row["reference_psnr"] = float(round_trip_psnr(case.subject.picture[None], trial.before[None])[0])
         if not trial.strength:
             return row
-        row |= self.world.perception(trial.before, trial.after, case.subject.masks[case.edit.region])
-        row |= self.world.features(trial.after)
+        if self.perceived:
+            row |= self.world.perception(trial.before, trial.after, case.subject.masks[case.edit.region])
+            row |= self.world.features(trial.after)
         if shown:
             row["pictures"] = [encoded(trial.before), encoded(trial.after)]
         return row

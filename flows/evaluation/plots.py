@@ -95,3 +95,12 @@ def save(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def save_vector(figure: Figure) -> bytes:
+    """The figure as PDF, for print, without anything that changes from run to run."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="pdf", metadata={"Creator": None, "Producer": None, "CreationDate": None})
+    return buffer.getvalue()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flows.evaluation.cells import Cell
-from flows.evaluation.tables import FIRST, SECOND, Column, Line, shown, stars
+from flows.evaluation.tables import FIRST, SECOND, Column, Line, counted, shown, stars
 from flows.report.html import HEAD
 from flows.report.markup import Markup, join, tag
 from flows.report.style import STYLE
@@ -100,8 +100,15 @@ _REFUSED = (
 _COSTS = (
     "Seconds and passes leave out the inversion of the picture ({steps}, of methods that need one) and samplings that "
     "guess the strength to try first. Reconstruction: the picture at strength 0, which every edit is compared with, "
-    "against the source. A transfer edit is one of another image than its own, moved there; of methods that cannot "
-    "transfer, its own."
+    "against the source. Learning counts the inversion of the images it looks at among its passes, and in its seconds "
+    "where no other method had inverted them. A transfer edit is one of another image than its own, moved there; of "
+    "methods that cannot transfer, its own."
+)
+_TUNING = (
+    "Tuning is not equal. Settings tried here: {counts}. A method begins with what the recipe decides, and its own "
+    "values for the rest. The recipe decides the timestep of nearly all, and the ranks of LOCO Edit and of individual "
+    "components; where it was tuned, as faces64-demo was (faces64-demo.tuning.json), these were searched for with "
+    "these two methods alone, on images of the split that settings are chosen on."
 )
 
 
@@ -109,7 +116,13 @@ def _explained(page: EvaluationPage) -> list[str]:
     """What the tables mean, as this folder was measured."""
     counts = {"refused": sum(each.refused for each in page.lines), "edits": sum(each.edits for each in page.lines)}
     steps = _inversions(page.lines)
-    return [_EDITS.format(settings=_settings(page)), _REFUSED.format(**counts), _COSTS.format(steps=steps)]
+    tried = ", ".join(f"{each.name} {len(page.tried.get(each.name, ())) or 1}" for each in page.lines)
+    return [
+        _EDITS.format(settings=_settings(page)),
+        _TUNING.format(counts=tried),
+        _REFUSED.format(**counts),
+        _COSTS.format(steps=steps),
+    ]
 
 
 def _inversions(lines: Sequence[Line]) -> str:
@@ -133,12 +146,12 @@ def _settings(page: EvaluationPage) -> str:
 
 
 def _first(lines: Sequence[Line]) -> Markup:
-    header = ("method", "paper", *(c.title for c in FIRST), "images", "learning, s", "finding an edit, s",
-              "transfer edit, s", "one step", "supervision", "theory", "localised")  # fmt: skip
+    header = ("method", "paper", *(c.title for c in FIRST), "images", "learning, s", "learning, passes",
+              "finding an edit, s", "transfer edit, s", "one step", "supervision", "theory", "localised")  # fmt: skip
     rows = [
-        [e.about.title, e.about.paper, *_cells(e, lines, FIRST), e.images, f"{e.learn_seconds:.0f}",
-         f"{e.find_seconds:.2f}", f"{e.edit_seconds:.2f}", _YES[e.about.one_step], e.about.supervision,
-         _YES[e.about.theory], _YES[e.about.localised]]
+        [e.about.title, e.about.paper, *_cells(e, lines, FIRST), e.images, counted(e.learn_seconds),
+         counted(e.learn_passes), f"{e.find_seconds:.2f}", f"{e.edit_seconds:.2f}", _YES[e.about.one_step],
+         e.about.supervision, _YES[e.about.theory], _YES[e.about.localised]]
         for e in lines
     ]  # fmt: skip
     return _table(header, rows)

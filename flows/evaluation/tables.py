@@ -18,7 +18,8 @@ NOTHING = Figure(math.nan, math.nan, math.nan, 0)
 
 @dataclass(frozen=True)
 class Line:
-    """One method in the tables. Seconds are of this machine; passes count products and backward passes as one each.
+    """One method in the tables. Seconds are of `machines`, where they were measured, as people read it (empty: nobody
+    knows); passes count products and backward passes as one each. What learning took is NaN where nobody knows.
 
     `transfer` moves each edit to the other image's region first where the method can, `transfer_as_is` does not;
     both over images whose masks overlap by half. `perfect` is what an editor that moves the true factor of the edit at
@@ -55,6 +56,8 @@ class Line:
     find_passes: float
     edit_seconds: float
     failures: Mapping[str, int]
+    learn_passes: float = 0.0
+    machines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,18 @@ SECOND = (
 
 
 def line(
-    name: str, about: About, settings: Mapping[str, Any], images: int, learn_seconds: float, cells: Sequence[Cell]
+    name: str,
+    about: About,
+    settings: Mapping[str, Any],
+    images: int,
+    learn_seconds: float,
+    cells: Sequence[Cell],
+    learn_passes: float = 0.0,
+    learned_on: str | None = None,
 ) -> Line:
     """A method's figures over the rows of its cells; NaN where nothing was measured. An edit without a strength, or of
-    strength 0, is none, so it counts as refused."""
+    strength 0, is none, so it counts as refused. `learned_on`: the machine on which it has learned, where it
+    learns."""
     rows = [row for cell in cells for row in cell.rows]
     home = [row for row in rows if row["kind"] == "home"]
     tried = [row for row in home if row.get("strength")]
@@ -128,9 +139,9 @@ def line(
         lpips=over(tried, "lpips"),
         identity=over(tried, "identity"),
         kid=kid(tried, finds),
-        transfer=over(moved, "success", "mean"),
-        transfer_as_is=over(as_is, "success", "mean"),
-        perfect=over(moved, "perfect", "mean"),
+        transfer=over(moved, "success", "mean", crossed="target"),
+        transfer_as_is=over(as_is, "success", "mean", crossed="target"),
+        perfect=over(moved, "perfect", "mean", crossed="target"),
         reconstruction=over(home, "reference_psnr"),
         regions=tuple(dict.fromkeys(row["region"] for row in home)),
         limited=sum(bool(row["limited"]) for row in tried),
@@ -141,6 +152,8 @@ def line(
         find_passes=passes / found,
         edit_seconds=median(edits) if edits else math.nan,
         failures=failures,
+        learn_passes=learn_passes,
+        machines=tuple(sorted({*(cell.machine for cell in cells), *([] if learned_on is None else [learned_on])})),
     )
 
 
@@ -158,13 +171,35 @@ def _off_target(rows: Rows) -> int:
     return sum(not row.get("reached", True) and not row.get("limited") for row in rows)
 
 
-def over(rows: Rows, name: str, statistic: str = "median", *, absolute: bool = False) -> Figure:
-    """A figure over rows that have it, with its interval (`pipeline.intervals.figure`); NaN over none."""
+def over(
+    rows: Rows, name: str, statistic: str = "median", *, absolute: bool = False, crossed: str | None = None
+) -> Figure:
+    """A figure over rows that have it, with its interval (`pipeline.intervals.figure`); NaN over none. `crossed`: the
+    column of a second image that rows depend on."""
     own = [row for row in rows if row.get(name) is not None]
     values = [abs(float(row[name])) if absolute else float(row[name]) for row in own]
     if not values:
         return NOTHING
-    return figure(values, [row["image"] for row in own], "mean" if statistic == "mean" else "median")
+    second = None if crossed is None else [row[crossed] for row in own]
+    return figure(values, [row["image"] for row in own], "mean" if statistic == "mean" else "median", crossed=second)
+
+
+def measured_on(lines: Sequence[Line], here: str = "") -> str:
+    """Whose seconds are of which machine; empty where all are of one, or of the one that is `here`."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for each in lines:
+        groups.setdefault(each.machines, []).append(each.name)
+    if len(groups) < 2 and (not here or set(groups) <= {(here,)}):
+        return ""
+    places = {key: " and ".join(one or "a machine that is not known" for one in key) for key in groups}
+    if len(groups) == 1:
+        return next(iter(places.values()))
+    return "; ".join(f"{', '.join(names)}: {places[key]}" for key, names in groups.items())
+
+
+def counted(value: float) -> str:
+    """A cost as a whole number; "-" where nobody knows."""
+    return "-" if math.isnan(value) else f"{value:.0f}"
 
 
 def shown(value: Figure, digits: int = 2) -> str:
@@ -303,15 +338,15 @@ def markdown(lines: Sequence[Line]) -> str:
             made.append(f"**{text}**" if (column.title, each.name) in best else text)
         return made
 
-    first = ["method", *(c.title for c in FIRST), "images", "learning, s", "finding, s", "transfer edit, s", "one step",
-             "supervision", "theory", "localised"]  # fmt: skip
+    first = ["method", *(c.title for c in FIRST), "images", "learning, s", "learning, passes", "finding, s",
+             "transfer edit, s", "one step", "supervision", "theory", "localised"]  # fmt: skip
     second = ["method", *(c.title for c in SECOND), "passes to find", "refused", "at limit", "off target",
               "transfers off target", "transfer as it is", "a perfect editor"]  # fmt: skip
     yes = {True: "yes", False: "no"}
     rows = [
-        [e.about.title, *cells(e, FIRST), str(e.images), f"{e.learn_seconds:.0f}", f"{e.find_seconds:.2f}",
-         f"{e.edit_seconds:.2f}", yes[e.about.one_step], e.about.supervision, yes[e.about.theory],
-         yes[e.about.localised]]
+        [e.about.title, *cells(e, FIRST), str(e.images), counted(e.learn_seconds), counted(e.learn_passes),
+         f"{e.find_seconds:.2f}", f"{e.edit_seconds:.2f}", yes[e.about.one_step], e.about.supervision,
+         yes[e.about.theory], yes[e.about.localised]]
         for e in lines
     ]  # fmt: skip
     more = [
@@ -319,7 +354,9 @@ def markdown(lines: Sequence[Line]) -> str:
          str(e.off_target), str(e.transfers_off_target), shown(e.transfer_as_is), shown(e.perfect)]
         for e in lines
     ]  # fmt: skip
-    return "\n\n".join((_table(first, rows), _table(second, more))) + "\n"
+    places = measured_on(lines)
+    note = [f"Seconds were measured on: {places}."] if places else []
+    return "\n\n".join((_table(first, rows), _table(second, more), *note)) + "\n"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -155,7 +155,7 @@ def _image_rows(homes: Homes, name: str, image: SourceImage, pool: Sequence[Sour
         truths = {other.image_id: truth_of(other) for other in pool}
         return transfer_rows(homes, method, pairs, truths)
 
-    key = {**homes.key(method, image), "pool": digest([other.image_id for other in pool]), "per_bin": per_bin}
+    key = {**homes.key(method, image), "pool": digest(homes.world.key(pool)), "per_bin": per_bin}
     return homes.setup.cells.get("transfer", {**key, "bins": BINS}, make).rows
 
 

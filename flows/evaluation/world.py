@@ -84,6 +84,7 @@ class World:
                 recipe, recipe.regions, self.denoiser, folder / "regions", self._latents, lambda: self.counter.passes
             )
         self._images: dict[tuple[str, str | None], list[SourceImage]] = {}
+        self.asked = 0  # the most held-out images that anything has asked for
         self._ended: set[tuple[str, str | None]] = set()  # those that were read to their end
 
     def factors(self, region: str) -> tuple[str, ...]:
@@ -119,6 +120,7 @@ class World:
         Raises:
             InputError: the data set has fewer.
         """
+        self._note(split, skip + count, name)
         found = self._with_regions(split, skip + count, name)
         if len(found) < skip + count:
             raise self._too_few(split, len(found), skip + count)
@@ -147,6 +149,7 @@ class World:
         Raises:
             InputError: there is none.
         """
+        self._note(split, count)
         return self._with_regions(split, count, None) or self.images(split, 1)
 
     def _too_few(self, split: Split, found: int, wanted: int) -> InputError:
@@ -170,6 +173,9 @@ class World:
             if len(images) == count or len(read) < wanted:
                 return images
             wanted += count - len(images)
+
+    def _note(self, split: Split, count: int, name: str | None = None) -> None:
+        self.asked = max(self.asked, count if split == "holdout" and name is None else 0)
 
     def _read(self, split: Split, count: int, name: str | None) -> list[SourceImage]:
         """`count` images of a split, or more, or as many as there are, with the regions that the data set has."""
@@ -235,10 +241,11 @@ class World:
         return self.folder / "latents" / f"{digest(key)}.safetensors"
 
     def key(self, subjects: Sequence[Subject | SourceImage]) -> dict[str, object]:
-        """What every cell depends on: the model, the images, and where their regions are."""
+        """What every cell depends on: the model, the images, where their regions are, and what reads them."""
         names = [s.name if isinstance(s, Subject) else s.image_id for s in subjects]
         masks = [sorted((region, _packed(mask)) for region, mask in s.masks.items()) for s in subjects]
-        return {"model": self.denoiser.info.fingerprint, "images": names, "masks": digest(masks)}
+        reader = None if self.reader is None else self.reader.fingerprint()
+        return {"model": self.denoiser.info.fingerprint, "images": names, "masks": digest(masks), "reader": reader}
 
 
 def _latent(path: Path) -> torch.Tensor | None:

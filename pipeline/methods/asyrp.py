@@ -92,7 +92,13 @@ class AsyrpSettings(Settings):
             raise InputError("samples, epochs, batch, train_steps", least, "at least 1 each")
 
     def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "goals": [asdict(goal) for goal in self.goals]}
+        """Every setting by name; of `clip` only whether there is one, as folders differ from machine to machine."""
+        own = {"goals": [asdict(goal) for goal in self.goals], "clip": self.clip is not None}
+        return {**super().as_dict(), **own}
+
+    def lesson(self) -> dict[str, Any]:
+        unused = ("steps", "boost", "eta", "eta_share", "tolerance")
+        return {name: value for name, value in self.as_dict().items() if name not in unused}
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,11 @@ class Settings:
         """Every setting by name, as JSON holds it."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def lesson(self) -> dict[str, Any]:
+        """What `Method.learn` depends on among them, as JSON holds it; by default all. Without `inversion_steps` it
+        looks at pictures alone."""
+        return self.as_dict()
+
 
 class Method(ABC):
     """An editing method bound to one denoiser and its settings.
@@ -174,7 +179,8 @@ class Method(ABC):
     def learn(self, subjects: Sequence[Subject], progress: Callable[[int, int], None] = lambda done, of: None) -> None:
         """What is learned once, before any image is edited, from images of their own. Methods of one image learn none.
 
-        `progress(done, total)` is told how far it is.
+        It depends on the settings of `Settings.lesson` alone; the subjects have no masks, and no x_t where nothing is
+        inverted. `progress(done, total)` is told how far it is.
         """
         return
 

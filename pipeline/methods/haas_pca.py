@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -34,6 +34,11 @@ class HaasPCASettings(Settings):
     samples: int = 100
     rank: int = 20
     at: Literal["t", "window"] = "t"
+
+    def lesson(self) -> dict[str, Any]:
+        names = ["timestep", "inversion_steps", "samples", "rank", "at"]
+        names += ["steps", "window"] if self.at == "window" else []
+        return {name: getattr(self, name) for name in names}
 
 
 class HaasPCA(HMethod):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import normalize
@@ -60,6 +60,19 @@ class NoiseClrSettings(Settings):
                 raise InputError(name, positive, "a finite number above 0")
         if self.levels is not None and not 0.0 <= self.levels[1] <= self.levels[0] <= 1.0:
             raise InputError("levels", self.levels, "fractions of T in [0, 1], the high one first")
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """`levels` as they are used."""
+        return self.levels or self.window or (self.timestep, 0.0)
+
+    def lesson(self) -> dict[str, Any]:
+        """No image is inverted."""
+        names = (
+            "directions", "learning_steps", "batch", "drawn", "learning_images", "temperature", "learning_rate",
+            "radius", "seed",
+        )  # fmt: skip
+        return {**{name: getattr(self, name) for name in names}, "levels": self.span}
 
 
 class NoiseClr(HMethod):
@@ -206,8 +219,8 @@ class NoiseClr(HMethod):
 
     def _levels(self) -> tuple[int, int]:
         """(high, low) timestep indices, both drawn."""
-        own, total = self.settings, self.denoiser.info.train_timesteps
-        high, low = own.levels or own.window or (own.timestep, 0.0)
+        total = self.denoiser.info.train_timesteps
+        high, low = self.settings.span
         return min(round(high * total), total - 1), min(round(low * total), total - 1)
 
     def _noised(self, clean: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, int]:

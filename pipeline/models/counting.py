@@ -20,7 +20,7 @@ class Counter(Protocol):
 class CountingDenoiser(Denoiser):
     """`inner`, counting in `counter.passes`; products with Jacobians are counted by their operators.
 
-    Half a pass, as `bottleneck` is, counts as one; what runs behind the bottleneck alone is not counted.
+    Half a pass, up to the bottleneck or behind it, counts as one.
     """
 
     def __init__(self, inner: Denoiser, counter: Counter) -> None:
@@ -43,10 +43,19 @@ class CountingDenoiser(Denoiser):
         return self._inner.bottleneck(x, t)
 
     def noise_from_bottleneck(self, x: torch.Tensor, t: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return self._inner.noise_from_bottleneck(x, t)
+        self._counter.passes += len(x)
+        return self._counted(self._inner.noise_from_bottleneck(x, t))
 
     def posterior_mean_from_bottleneck(self, x: torch.Tensor, t: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return self._inner.posterior_mean_from_bottleneck(x, t)
+        self._counter.passes += len(x)
+        return self._counted(self._inner.posterior_mean_from_bottleneck(x, t))
+
+    def _counted(self, behind: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def run(h: torch.Tensor) -> torch.Tensor:
+            self._counter.passes += len(h)
+            return behind(h)
+
+        return run
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         return self._inner.encode(pictures)

@@ -73,8 +73,16 @@ class Backbones:
 
     def evidence(self) -> dict[str, list[dict[str, Any]]]:
         """Of every backbone that is there, its files with sha256, as JSON holds it; no folder is named."""
+        return {one.name: [asdict(file) for file in one.files] for one in self._there()}
+
+    def hashes(self) -> dict[str, list[str]]:
+        """Of every backbone that is there, the sha256 of its files: what its figures depend on, whatever the files are
+        called."""
+        return {one.name: [file.sha256 for file in one.files] for one in self._there()}
+
+    def _there(self) -> list[Backbone]:
         found: tuple[Backbone | None, ...] = (self.alex, self.vgg, self.identity, self.inception)
-        return {one.name: [asdict(file) for file in one.files] for one in found if one is not None}
+        return [one for one in found if one is not None]
 
 
 def found_backbones(folder: Path | None, device: torch.device | str = "cpu") -> Backbones:

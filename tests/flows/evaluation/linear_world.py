@@ -61,6 +61,9 @@ class Planted(Method):
 class MeanReader:
     """The first factor of each region is 0.5 + twice the mean inside it; all others stay 0.5."""
 
+    def fingerprint(self) -> str:
+        return "mean"
+
     def read(self, pictures: torch.Tensor) -> torch.Tensor:
         readings = torch.full((len(pictures), len(FACTORS)), 0.5)
         for region, mask in masks().items():

@@ -41,6 +41,16 @@ def test_a_rerun_reads_what_it_measured_and_measures_nothing(tmp_path: Path) -> 
     assert again.get("rank", KEY, never) == cell
 
 
+def test_a_cell_says_where_its_seconds_were_measured_if_anybody_knows(tmp_path: Path) -> None:
+    Cells(tmp_path, machine="a mainframe").get("rank", KEY, lambda: ROWS)
+    found = Cells(tmp_path, machine="a laptop").get("rank", KEY, never)
+    assert found.machine == "a mainframe"
+    content = json.loads(only_file(tmp_path).read_text())
+    del content["machine"]
+    only_file(tmp_path).write_text(json.dumps(content))
+    assert Cells(tmp_path, machine="a laptop").get("rank", KEY, never).machine == ""
+
+
 def test_every_part_of_the_key_and_the_experiment_makes_another_cell(tmp_path: Path) -> None:
     cells = Cells(tmp_path)
     cells.get("rank", KEY, lambda: ROWS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +17,7 @@ from PIL import Image
 
 from flows.datasets.dataset import Dataset
 from flows.evaluation.captions import NO_CAPTIONS, captions_of
-from flows.evaluation.comparison import Comparison, Size, Task, base_settings, merit
+from flows.evaluation.comparison import Comparison, Learned, Size, Task, base_settings, merit
 from flows.evaluation.evaluating import Wanted, evaluate
 from flows.evaluation.experiment import Setup
 from flows.evaluation.filling import fill, open_cells
@@ -189,11 +191,11 @@ def test_what_was_learned_is_restored_and_learned_from_images_that_choose_nothin
     assert isinstance(restored, Learning) and isinstance(method, Learning)
     assert restored.weight is not None and method.weight is not None and torch.equal(restored.weight, method.weight)
     cost = again.learning("learning", settings)
-    assert (cost["images"], cost["backward"]) == (2, 5) and cost["seconds"] > 0
+    assert (cost.images, cost.passes) == (2, 2 * settings.inversion_steps + 5) and cost.seconds > 0
     assert len(Learning.lessons) == 2
     again.method("learning", replace(settings, seed=1))
     assert len(Learning.lessons) == 4  # other settings are learned anew
-    assert comparison.learning("leaking", settings) == {"seconds": 0.0, "images": 1}
+    assert comparison.learning("leaking", settings) == Learned(1, 0.0, 0.0, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 64, None], ids=["empty", "short", "noise", "foreign"])
@@ -224,7 +226,67 @@ def test_weights_of_which_nobody_knows_the_cost_are_learned_again(
     (cell,) = (setup.cells.folder / "learning").iterdir()
     cell.write_text("{")
     comparison.method("learning", settings)
-    assert len(Learning.lessons) == 4 and comparison.learning("learning", settings)["images"] == 2
+    assert len(Learning.lessons) == 4 and comparison.learning("learning", settings).images == 2
+
+
+def test_what_learning_takes_counts_its_passes_and_the_inversion_whether_or_not_it_was_made_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = linear_setup(tmp_path, monkeypatch)
+    comparison, settings = comparison_of(setup, choosing=1), base_settings(Learning, setup.world)
+
+    def learn(self: Learning, subjects: Sequence[Subject], progress: Any) -> None:
+        setup.world.counter.passes += 3
+        self.cost.backward += 5
+        self.weight = torch.zeros(3)
+
+    monkeypatch.setattr(Learning, "learn", learn)
+    comparison.method("learning", settings)
+    (path,) = (setup.cells.folder / "learning").iterdir()
+    content = json.loads(path.read_text())
+    inverting = 2 * settings.inversion_steps
+    assert (content["passes"], content["rows"][0]["passes"]) == (inverting + 3, inverting + 3)
+    path.unlink()
+    comparison.method("learning", settings)  # its images are inverted now
+    assert json.loads(path.read_text())["rows"][0]["passes"] == inverting + 3
+    assert comparison.learning("learning", settings).passes == inverting + 3 + 5
+    former = {"seconds": 2.0, "backward": 5, "images": 2}  # as rows were before
+    path.write_text(json.dumps({**content, "rows": [former]}))
+    found = comparison.learning("learning", settings)
+    assert (found.images, found.seconds) == (2, 2.0) and math.isnan(found.passes)
+    path.unlink()
+    lost = comparison.learning("learning", settings)
+    assert lost.images == 2 and math.isnan(lost.seconds) and math.isnan(lost.passes)
+    assert not path.exists()
+
+
+def test_a_method_learns_from_a_single_image_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learning, "images", 1)
+    setup = linear_setup(tmp_path, monkeypatch)
+    method = comparison_of(setup).method("learning", base_settings(Learning, setup.world))
+    assert isinstance(method, Learning) and method.weight is not None and len(Learning.lessons) == 1
+    assert "learns from 1 `mine` images" in comparison_of(setup, choosing=3).lacking("learning")
+
+
+def test_weights_that_are_lost_are_not_learned_again_while_no_cell_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learning, "images", 1)
+    world = small_setup(tmp_path).world
+    wanted = Wanted(methods=("learning",), images=1, choosing=0)
+    first = evaluate(world.recipe, tmp_path / "out", wanted)
+    assert len(Learning.lessons) == 1
+    shutil.rmtree(tmp_path / "out" / "learned")
+    again = evaluate(world.recipe, tmp_path / "out", wanted)
+    assert len(Learning.lessons) == 1 and not (tmp_path / "out" / "learned").exists()
+    assert again.lines[0].learn_passes == first.lines[0].learn_passes > 0
+
+
+def test_the_middle_of_an_even_number_of_edits_is_between_both() -> None:
+    home = [{"roir": ratio, "reached": True} for ratio in (4.0, 1.0, 2.0, 3.0)]
+    assert merit(home)["roir"] == 2.5
+    assert merit([*home, {"roir": math.inf}, {"roir": math.inf}])["roir"] == 3.5
+    assert merit([])["roir"] == math.inf
 
 
 def test_targets_overlap_and_are_the_same_whatever_order_they_are_given_in() -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from flows.evaluation.evaluating import silence
 from flows.evaluation.experiment import Experiment, Setup
@@ -23,9 +25,10 @@ from flows.evaluation.experiments import EXPERIMENTS
 from flows.evaluation.homes import left_out
 from pipeline.errors import InputError, ModelError
 from pipeline.methods.choices import METHODS
+from pipeline.methods.contract import Found, Refused, Settings, Subject
 from pipeline.methods.loco import LocoSettings
 from tests.flows.evaluation.linear_world import Planted
-from tests.flows.tiny import model, parsed, photographs, recipe, run
+from tests.flows.tiny import box, model, parsed, photographs, recipe, run
 
 ASKED = ("--images", 2, "--choosing", 0, "--method", "random-x", "--method", "loco")
 
@@ -52,9 +55,10 @@ def rows(out: Path) -> pa.Table:
 
 
 def figures(out: Path) -> list[dict[str, Any]]:
-    """The methods of results.json without what a clock says."""
+    """The methods of results.json without what a clock says, and where it stood."""
     methods = parsed((out / "results.json").read_text())["methods"]
-    return [{name: value for name, value in each.items() if not name.endswith("seconds")} for each in methods]
+    clock = ("find_seconds", "edit_seconds", "learn_seconds", "machines")
+    return [{name: value for name, value in each.items() if name not in clock} for each in methods]
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -248,6 +252,10 @@ def test_a_figure_is_measured_drawn_and_concluded_without_a_comparison(
     assert kept["rows"] == [{"at": "inf", "quick": True, "no": 1 / 3, "nothing": "nan"}]
     assert kept["of"]["quick"] is True and {"model", "recipe", "images"} <= kept["of"].keys()
     assert (tmp_path / "figures" / "dots-1.png").read_bytes().startswith(b"\x89PNG")
+    vector = (tmp_path / "figures" / "dots-1.pdf").read_bytes()
+    assert vector.startswith(b"%PDF")
+    again(world, tmp_path)  # drawn once more
+    assert (tmp_path / "figures" / "dots-1.pdf").read_bytes() == vector
     page = (tmp_path / "index.html").read_text()
     assert "All dots &amp; others" in page and "1 &lt;dots&gt; at inf, nan was" in page and page.count("<img") == 1
     assert not (tmp_path / "comparison.md").exists()
@@ -276,6 +284,85 @@ def test_figures_of_other_calls_are_drawn_again_from_their_rows_alone(
     assert list(found["figures"]) == ["dots", "more"] and found["figures"]["more"] == first["figures"]["more"]
     assert dots == ["more", "dots"]
     assert (tmp_path / "index.html").read_text().count("<img") == 2
+
+
+def test_a_quick_figure_takes_the_place_of_a_quick_one_alone(
+    world: Path, tmp_path: Path, dots: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--method", "none", "--figure", "dots")
+    again(world, tmp_path, *asked, "--quick")
+    again(world, tmp_path, *asked, "--quick")
+    again(world, tmp_path, *asked)
+    full = (tmp_path / "figures" / "dots.json").read_bytes()
+    assert "the full one" not in capsys.readouterr().err
+    found = again(world, tmp_path, *asked, "--figure", "more", "--quick")
+    assert "figure dots: the full one that is here is kept" in capsys.readouterr().err
+    assert (tmp_path / "figures" / "dots.json").read_bytes() == full and dots == ["dots"] * 3 + ["more"]
+    assert found["facts"]["quick figures"] == "more"
+
+
+def test_a_figure_of_images_whose_regions_are_others_now_is_not_shown(
+    tmp_path: Path, dots: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(tmp_path)
+    recipe(tmp_path, model(tmp_path / "model", size=8))
+    real = EXPERIMENTS["dots"]
+
+    def measure(setup: Setup) -> list[dict[str, Any]]:
+        setup.world.up_to("holdout", 2)
+        return list(real.measure(setup))
+
+    monkeypatch.setitem(EXPERIMENTS, "dots", replace(real, measure=measure))
+    out = tmp_path / "out"
+    again(tmp_path, out, "--method", "none", "--figure", "dots", "--figure", "more")
+    for mask in (tmp_path / "masks").rglob("*mouth*"):
+        if "d" in (mask.parent.name, mask.name[0]):  # of the second image that is held out
+            with Image.open(mask) as picture:
+                size = picture.size
+            box(size, (0.0, 0.0, 0.3, 0.3)).save(mask)
+    capsys.readouterr()
+    assert list(again(tmp_path, out)["figures"]) == []
+    assert "figures/dots.json" in capsys.readouterr().err
+    assert list(again(tmp_path, out, "--method", "none", "--figure", "dots")["figures"]) == ["dots"]
+
+
+def test_what_settings_figures_are_made_with_is_said_where_others_were_chosen(
+    world: Path, tmp_path: Path, dots: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Choosy(Planted):
+        name = "loco"
+
+        @classmethod
+        def grid(cls, settings: Settings) -> list[Settings]:
+            assert isinstance(settings, LocoSettings)
+            return [settings, replace(settings, null_rank=1)]
+
+        def find(self, subject: Subject) -> Mapping[str, Found | Refused]:
+            assert isinstance(self.settings, LocoSettings)
+            if self.settings.null_rank == 1:
+                return super().find(subject)
+            return {region: Refused(region, "not with these") for region in subject.masks}
+
+    monkeypatch.setitem(METHODS, "loco", Choosy)
+    asked = ("--images", 1, "--choosing", 1, "--method", "loco")
+    assert "settings of figures" not in again(world, tmp_path, *asked)["facts"]
+    told = again(world, tmp_path, *asked, "--figure", "dots")["facts"]["settings of figures"]
+    assert told == "the recipe's, also where the comparison has chosen others: loco null_rank 30 (chosen: 1)"
+    first = ("--images", 1, "--choosing", 0, "--method", "loco")
+    assert "settings of figures" not in again(world, tmp_path, *first)["facts"]
+
+
+def test_seconds_of_another_machine_are_said_to_be(copy: Path, world: Path) -> None:
+    facts = again(world, copy)["facts"]
+    assert "thread" in facts["machine"] and "seconds measured on" not in facts
+    for path in (copy / "cells").rglob("*.json"):
+        content = json.loads(path.read_text())
+        if content["key"]["method"] == "loco":
+            path.write_text(json.dumps({**content, "machine": "a mainframe"}))
+    found = again(world, copy)
+    assert "loco: a mainframe" in found["facts"]["seconds measured on"]
+    assert [each["machines"] for each in found["methods"]][1] == ["a mainframe"]
+    assert "loco: a mainframe" in (copy / "comparison.md").read_text()
 
 
 def test_methods_asked_for_later_join_those_that_were_compared_at_the_same_size(copy: Path, world: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from html.parser import HTMLParser
 from typing import Any
 
@@ -158,6 +159,21 @@ def test_the_page_says_that_inversion_is_in_no_column_of_cost_and_how_long_it_ta
     lines = [line(name, ABOUT, {"inversion_steps": own}, 1, 0.0, [cell(home("a"))]) for name, own in steps.items()]
     assert "inversion of the picture (40 steps, of methods that need one)" in render(full(lines=lines[:2]))
     assert "inversion of the picture (40 steps (asyrp, x), 60 steps (loco), of methods" in render(full(lines=lines))
+
+
+def test_the_page_says_how_unequal_tuning_is() -> None:
+    row = {"settings": {"timestep": 0.4}, "visible": 0.75, "roir": 0.3}
+    lines = [line_of("loco", home("a")), line_of("asyrp", home("a"))]
+    text = Read(render(full(lines=lines, tried={"loco": [row] * 6}))).text
+    assert "Tuning is not equal. Settings tried here: loco 6, asyrp 1." in text
+    assert "faces64-demo.tuning.json" in text
+
+
+def test_the_page_says_what_learning_took_where_that_is_known() -> None:
+    known, unknown = (line("asyrp", ABOUT, {}, 64, 12.0, [cell(home("a"))], passes) for passes in (5000.0, math.nan))
+    assert "<td>64</td><td>12</td><td>5000</td>" in render(full(lines=[known]))
+    assert "<td>64</td><td>12</td><td>-</td>" in render(full(lines=[unknown]))
+    assert "learning, passes" in render(full(lines=[known]))
 
 
 def test_settings_that_were_tried_where_nothing_reads_attributes_have_no_success() -> None:

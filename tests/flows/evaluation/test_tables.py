@@ -15,6 +15,7 @@ from flows.evaluation.tables import (
     Winners,
     line,
     markdown,
+    measured_on,
     remarks,
     shown,
     stars,
@@ -64,6 +65,41 @@ def test_costs_are_per_edit_found_and_products_count_as_passes() -> None:
     rows = [find("a", seconds=3.0, passes=10, jvp=4, vjp=5, edits=3), find("b", seconds=1.0, backward=13, edits=1)]
     found = line_of("loco", home("a"), *rows, edit(0.1), edit(0.5), edit(0.2))
     assert (found.find_seconds, found.find_passes, found.edit_seconds) == (1.0, 8.0, 0.2)
+
+
+def test_seconds_of_several_machines_are_told_apart_and_those_of_this_one_need_no_word() -> None:
+    def on(name: str, *machines: str, learned_on: str | None = None) -> Line:
+        cells = [replace(cell(home("a")), machine=machine) for machine in machines]
+        return line(name, ABOUT, {}, 1, 0.0, cells, learned_on=learned_on)
+
+    here, both = on("loco", "here"), on("rival", "here", learned_on="there")
+    assert both.machines == ("here", "there")
+    assert measured_on([here], "here") == measured_on([here]) == measured_on([]) == ""
+    assert measured_on([here], "there") == "here"
+    assert measured_on([here, both], "here") == "loco: here; rival: here and there"
+    assert measured_on([on("loco", "")], "here") == "a machine that is not known"
+    assert "measured on" not in markdown([here, here])
+    assert markdown([here, on("rival", "")]).endswith("measured on: loco: here; rival: a machine that is not known.\n")
+
+
+def test_what_learning_took_is_shown_where_it_is_known() -> None:
+    known = line("asyrp", ABOUT, {}, 64, 12.4, [cell(home("a"))], learn_passes=5000.0)
+    unknown = line("asyrp", ABOUT, {}, 64, math.nan, [cell(home("a"))], learn_passes=math.nan)
+    assert "learning, passes" in markdown([known])
+    assert "| 64 | 12 | 5000 |" in markdown([known]) and "| 64 | - | - |" in markdown([unknown])
+
+
+def test_the_interval_of_transfers_allows_for_the_images_that_they_go_to() -> None:
+    """Five targets on which everything succeeds, five on which nothing does: ten values of an image say little."""
+    rows = [
+        {**transfer(f"image {i}", moved, j % 2 == 0, perfect=j % 2 == 0), "target": f"target {j}"}
+        for i in range(10)
+        for j in range(10)
+        for moved in (True, False)
+    ]
+    found = line_of("loco", home("a"), *rows)
+    for value in (found.transfer, found.transfer_as_is, found.perfect):
+        assert value.estimate == 0.5 and value.high - value.low > 0.4
 
 
 def test_a_method_of_which_nothing_was_measured_has_no_figures() -> None:

@@ -161,6 +161,15 @@ def test_what_learning_costs_is_counted(batch: int) -> None:
     assert clock.passes == 2 * 3 * SETTINGS.steps
 
 
+def test_settings_that_the_lesson_leaves_out_change_nothing_of_what_is_learned(trained: Asyrp) -> None:
+    others = replace(SETTINGS, steps=9, boost=0.2, eta=1.0, eta_share=0.5, tolerance=0.5)
+    assert others.lesson() == SETTINGS.lesson() != replace(SETTINGS, train_steps=4).lesson()
+    made = method(others)
+    made.learn([replace(subject, masks={}) for subject in TRAINING])
+    for name, tensor in trained.learned().items():
+        assert torch.equal(made.learned()[name], tensor), name
+
+
 def test_only_steps_of_the_editing_interval_are_learned_from() -> None:
     made = method(replace(SETTINGS, epochs=1, train_steps=20, window=(0.3, 0.2), goals=GOALS[:1]))
     made.learn(TRAINING)

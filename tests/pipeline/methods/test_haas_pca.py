@@ -43,6 +43,15 @@ def test_a_window_takes_fewer_steps_and_one_without_steps_is_an_input_error() ->
         learned(at="window", window=(0.9, 0.8))
 
 
+@pytest.mark.parametrize("at", ["t", "window"])
+def test_settings_that_the_lesson_leaves_out_change_nothing_of_what_is_learned(at: str) -> None:
+    others = {"tolerance": 0.5, "seed": 3, "eta": 1.0, "convention": "x0"}
+    others |= {"steps": 5, "window": (0.2, 0.0)} if at == "t" else {}
+    first, second = learned(at=at), learned(at=at, **others)
+    assert first.settings.lesson() == second.settings.lesson() != learned(at=at, rank=3).settings.lesson()
+    assert all(torch.equal(second.learned()[name], tensor) for name, tensor in first.learned().items())
+
+
 def test_a_region_takes_the_component_that_is_most_inside_it_and_says_which() -> None:
     method = learned()
     components = method.learned()["components"].flatten(1)

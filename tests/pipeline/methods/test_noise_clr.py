@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.jacobian import jacobian
 from pipeline.methods.contract import Found, Subject
 from pipeline.methods.noise_clr import NoiseClr, NoiseClrSettings, contrast
 from pipeline.models.contract import Denoiser
+from pipeline.models.counting import CountingDenoiser
 from pipeline.models.unet2d import UNet2DDenoiser
 from tests.pipeline.tiny_latents import noise, tiny_dit_denoiser, tiny_latent_denoiser
 from tests.pipeline.tiny_models import tiny_denoiser
@@ -22,6 +23,11 @@ from tests.pipeline.tiny_models import tiny_denoiser
 SETTINGS = NoiseClrSettings(
     timestep=0.5, steps=3, directions=4, learning_steps=40, batch=3, drawn=3, learning_images=5
 )  # fmt: skip
+
+
+@dataclass
+class Passes:
+    passes: int = 0
 
 
 @cache
@@ -48,6 +54,28 @@ def learned(settings: NoiseClrSettings = SETTINGS) -> NoiseClr:
 @cache
 def one() -> NoiseClr:
     return learned()
+
+
+def test_settings_that_the_lesson_leaves_out_and_noisy_images_change_nothing_of_what_is_learned() -> None:
+    settings = replace(SETTINGS, learning_steps=3)
+    others = replace(settings, timestep=0.3, levels=(0.5, 0.0), steps=9, eta=1.0, tolerance=0.5, inversion_steps=7)
+    assert others.lesson() == settings.lesson() != replace(settings, timestep=0.3).lesson()
+    blind = NoiseClr(denoiser(), others)
+    blind.learn([Subject(one.name, one.picture, torch.empty(0), {}) for one in subjects(5)])
+    assert torch.equal(blind.learned()["directions"], learned(settings).learned()["directions"])
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_passes_up_to_the_bottleneck_and_behind_it_are_counted(mean: bool) -> None:
+    clock = Passes()
+    counting = CountingDenoiser(denoiser(), clock)
+    x = noise(denoiser().info.x_shape, count=1)
+    behind = (counting.posterior_mean_from_bottleneck if mean else counting.noise_from_bottleneck)(x, 5)
+    h = counting.bottleneck(x, 5)
+    assert clock.passes == 2
+    own = denoiser().posterior_mean(x, 5) if mean else denoiser().predict_noise(x, 5)
+    torch.testing.assert_close(behind(h.expand(3, -1, -1, -1)), own.expand(3, -1, -1, -1))
+    assert clock.passes == 5
 
 
 def fresh_loss(vectors: torch.Tensor) -> float:

@@ -58,6 +58,12 @@ def test_the_evidence_is_each_files_sha256_and_says_that_it_is_not_the_authors(a
     assert json.loads(json.dumps(evidence)) == evidence
 
 
+def test_hashes_are_those_of_the_files_without_names_and_whoever_published_them(alex: Path) -> None:
+    own = [hashlib.sha256((alex / name).read_bytes()).hexdigest() for name in ("alexnet.pth", "alex.pth")]
+    assert found_backbones(alex).hashes() == {LPIPS_ALEX: own}
+    assert found_backbones(None).hashes() == {}
+
+
 def test_a_file_counts_as_published_by_its_hash(alex: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = alex / "alexnet.pth"
     monkeypatch.setattr("pipeline.perception.weights.PUBLISHED", (weight_file(path).sha256[:8],))
