@@ -18,8 +18,8 @@ import torch
 from flows.datasets.contract import SourceImage, image_id
 from flows.evaluation.cells import Rows, digest
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import METHODS, TITLES, Home, Homes, usable
-from flows.evaluation.homogeneity import applied, distribution, there
+from flows.evaluation.homes import METHODS, TITLES, Home, Homes, applied, usable
+from flows.evaluation.homogeneity import distribution, there
 from flows.evaluation.method_run import chosen_targets
 from flows.evaluation.pictures import encoded
 from flows.evaluation.series import measured, names, of, omissions, statistic, written

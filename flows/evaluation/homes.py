@@ -129,7 +129,9 @@ class Homes:
             if self.setup.quick:
                 inversion, steps = min(settings.inversion_steps, QUICK_INVERSION), min(settings.steps, QUICK_STEPS)
                 settings = replace(settings, inversion_steps=inversion, steps=steps)
-            self._methods[name, timestep] = kind(self.world.denoiser, settings, self.world.reader)
+            method = kind(self.world.denoiser, settings, self.world.reader)
+            method.memory = self.world.recipe.method.memory
+            self._methods[name, timestep] = method
         return self._methods[name, timestep]
 
     def subject(self, method: Method, image: SourceImage) -> Subject:
@@ -167,8 +169,8 @@ class Homes:
         return trial_rows(self.world, method, subject, found, shown=shown)
 
     def _found(self, method: Method, subject: Subject, key: Mapping[str, Any]) -> dict[str, Found | Refused]:
-        own = {name: value for name, value in key.items() if name != "unread"}
-        path = self.world.folder / "found" / f"{digest({**own, 'shown': None})}.safetensors"
+        own = {name: value for name, value in key.items() if name not in ("unread", "reader", "shown")}
+        path = self.world.folder / "found" / f"{digest(own)}.safetensors"
         try:
             return _unpacked(path, subject.x_t)
         except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError):  # missing, or damaged
@@ -208,14 +210,21 @@ def left_out(what: str, why: str) -> dict[str, Any]:
     return {"kind": "left out", "what": what, "why": why}
 
 
-@torch.no_grad()
 def apply_all(method: Method, subject: Subject, edits: Sequence[Found], strengths: Sequence[float]) -> torch.Tensor:
     """Pictures (n, C, H, W) of n edits of one image. Cost: a decode a picture."""
-    parts = []
-    for start in range(0, len(edits), BATCH):
-        part = edits[start : start + BATCH]
-        weights = torch.tensor(strengths[start : start + BATCH], dtype=torch.float64)
-        parts.append(method.apply(part, [subject] * len(part), weights))
+    return applied(method, edits, [subject] * len(edits), strengths)
+
+
+@torch.no_grad()
+def applied(
+    method: Method, edits: Sequence[Found], subjects: Sequence[Subject], strengths: Sequence[float]
+) -> torch.Tensor:
+    """Pictures (n, C, H, W) of n edits on n images. Cost: a decode a picture."""
+    size, parts = method.at_once(BATCH), []
+    for start in range(0, len(edits), size):
+        end = start + size
+        weights = torch.tensor(strengths[start:end], dtype=torch.float64)
+        parts.append(method.apply(edits[start:end], subjects[start:end], weights))
     return torch.cat(parts)
 
 

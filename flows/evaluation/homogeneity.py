@@ -20,10 +20,10 @@ from flows.datasets.contract import SourceImage
 from flows.evaluation.ablations import forward
 from flows.evaluation.cells import Rows, digest
 from flows.evaluation.experiment import Experiment, Setup
-from flows.evaluation.homes import TITLES, WAYS, Home, Homes, left_out, usable
+from flows.evaluation.homes import TITLES, WAYS, Home, Homes, applied, left_out, usable
 from flows.evaluation.pictures import encoded
 from flows.evaluation.series import Value, are_read, measured, names, of, omissions, statistic, success_told, written
-from flows.evaluation.trials import BATCH, LEAST_MOVE, ROIR_LIMIT
+from flows.evaluation.trials import LEAST_MOVE, ROIR_LIMIT
 from pipeline.errors import InputError
 from pipeline.methods.contract import Found, Method, Subject
 from pipeline.metrics import rms_inside, roir, success
@@ -54,19 +54,6 @@ class Known:
     edit: Found
     subject: Subject
     effect: torch.Tensor
-
-
-@torch.no_grad()
-def applied(
-    method: Method, edits: Sequence[Found], subjects: Sequence[Subject], strengths: Sequence[float]
-) -> torch.Tensor:
-    """Pictures (n, C, H, W) of n edits on n images. Cost: a decode a picture."""
-    parts = []
-    for start in range(0, len(edits), BATCH):
-        end = start + BATCH
-        weights = torch.tensor(strengths[start:end], dtype=torch.float64)
-        parts.append(method.apply(edits[start:end], subjects[start:end], weights))
-    return torch.cat(parts)
 
 
 def there(method: Method, edit: Found, home: torch.Tensor, target: torch.Tensor) -> Found | None:

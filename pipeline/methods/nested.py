@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -13,7 +12,7 @@ from pipeline.methods.components import IndividualSettings
 from pipeline.methods.contract import Refused
 from pipeline.methods.loco import LocoSettings
 from pipeline.methods.singular import Picked
-from pipeline.mining import JIVE_TOLERANCE, NULL_SPACE_TOLERANCE, REST
+from pipeline.mining import JIVE_TOLERANCE, NULL_SPACE_TOLERANCE, REST, room
 from pipeline.operators import LinearOperator
 from pipeline.svd import TruncatedSVD, masked_svds
 
@@ -32,10 +31,10 @@ def by_null_rank(
     Cost: one search for the largest null rank.
     """
     complements = {f"not {region}": ~mask for region, mask in masks.items()}
-    room = min(_room(operator, mask) for mask in complements.values())
-    wanted = [rank for rank in null_ranks if rank <= room]
+    most = min(room(operator, mask) for mask in complements.values())
+    wanted = [rank for rank in null_ranks if rank <= most]
     null = max(wanted, default=0)
-    ranks = {region: min(settings.rank, _room(operator, mask)) for region, mask in masks.items()}
+    ranks = {region: min(settings.rank, room(operator, mask)) for region, mask in masks.items()}
     ranks |= dict.fromkeys(complements if null else (), null)
     svds = masked_svds(
         operator,
@@ -50,11 +49,6 @@ def by_null_rank(
         for region in masks:
             _project(picked, region, svds[region], svds.get(f"not {region}"), rank)
         yield rank, picked
-
-
-def _room(operator: LinearOperator, mask: torch.Tensor) -> int:
-    """The largest rank that the operator can have under a mask."""
-    return min(math.prod(operator.shape_in), int(mask.sum()) * operator.shape_out[0])
 
 
 def _project(picked: Picked, region: str, svd: TruncatedSVD, complement: TruncatedSVD | None, rank: int) -> None:
@@ -90,7 +84,7 @@ def singular_blocks(
     return masked_svds(
         operator,
         blocks,
-        {name: min(settings.rank, _room(operator, mask)) for name, mask in blocks.items()},
+        {name: min(settings.rank, room(operator, mask)) for name, mask in blocks.items()},
         generator=torch.Generator().manual_seed(settings.seed + 1),
         tolerance=settings.tolerance,
     )
