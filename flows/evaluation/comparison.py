@@ -181,6 +181,10 @@ class Comparison:
         """The cell of a task, measured now unless it is there."""
         return self.cells.get(_EXPERIMENT[task.split], self._key(task), lambda: self._rows(task))
 
+    def cell_name(self, task: Task) -> str:
+        """The file of a task's cell, by name."""
+        return f"{cell_name(_EXPERIMENT[task.split], self._key(task))}.json"
+
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
         """Those whose cells are not there."""
         return [task for task in tasks if not self.cells.has(_EXPERIMENT[task.split], self._key(task))]
