@@ -141,11 +141,9 @@ class Homes:
         return replace(subject, masks={region: subject.masks[region] for region in regions})
 
     def key(self, method: Method, image: SourceImage) -> dict[str, Any]:
-        """What every figure of a method on one image depends on; `unread`: regions whose attributes nothing reads."""
+        """What every figure of a method on one image depends on."""
         regions = list(image.masks)[: QUICK_REGIONS if self.setup.quick else None]
         own = {"method": method.name, "settings": method.settings.as_dict(), "of": regions}
-        if unread := [region for region in regions if not self.world.factors(region)]:
-            own["unread"] = unread
         return {**self.world.key([image]), **own}
 
     def get(self, method: Method, image: SourceImage) -> list[Home]:
@@ -169,7 +167,7 @@ class Homes:
         return trial_rows(self.world, method, subject, found, shown=shown)
 
     def _found(self, method: Method, subject: Subject, key: Mapping[str, Any]) -> dict[str, Found | Refused]:
-        own = {name: value for name, value in key.items() if name not in ("unread", "reader", "shown")}
+        own = {name: value for name, value in key.items() if name not in ("reader", "shown")}
         path = self.world.folder / "found" / f"{digest(own)}.safetensors"
         try:
             return _unpacked(path, subject.x_t)
