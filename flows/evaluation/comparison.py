@@ -23,7 +23,7 @@ from flows.evaluation.cells import Cell, Cells, Rows, cell_name, digest, write
 from flows.evaluation.method_run import MethodRun
 from flows.evaluation.world import Split, World, shipped_folder
 from pipeline.errors import InputError
-from pipeline.faces.factors import FACTORS, OWNER
+from pipeline.faces.factors import FACTORS, OWNER, SHOWN
 from pipeline.images import as_tensor
 from pipeline.methods.choices import METHODS
 from pipeline.methods.contract import Method, Settings, Subject
@@ -61,7 +61,7 @@ class Chosen:
 
 def base_settings(kind: type[Method], world: World) -> Settings:
     """A method's settings as a recipe has them: the recipe decides those that the method lets it (`Method.told`).
-    Goals are the captions that were given, or else the first attribute of each region, which is no prompt.
+    Goals are the captions that were given, or else an attribute of each region that shows on every face; no prompt.
 
     Raises:
         InputError: values that the method refuses.
@@ -79,7 +79,7 @@ def base_settings(kind: type[Method], world: World) -> Settings:
         "eta": method.edit.eta,
         "eta_share": method.edit.eta_share,
         "seed": recipe.seed,
-        "goals": world.captions.told(kind.about).goals or reader_goals(FACTORS, OWNER, read),
+        "goals": world.captions.told(kind.about).goals or reader_goals(FACTORS, OWNER, read, SHOWN),
         "clip": world.captions.folder,
         **dict(own),
     }

@@ -38,6 +38,19 @@ OWNER: dict[str, str] = {
 FACTORS: tuple[str, ...] = tuple(OWNER)
 REGIONS: tuple[str, ...] = ("left_eye", "right_eye", "brows", "nose", "mouth", "hair", "skin", "background")
 
+SHOWN: dict[str, str] = {
+    "left_eye": "left_openness",
+    "right_eye": "right_openness",
+    "brows": "brow_height",
+    "nose": "nose_length",
+    "mouth": "mouth_opening",
+    "hair": "hair_colour",
+    "skin": "skin_tone",
+    "background": "background",
+}
+"""Of each region a factor that every face has room to change visibly, raised or lowered: what methods are told that
+must be told an attribute. Of others a perfect edit stays unseen on many faces, as of the width of half the mouths."""
+
 
 def factors_of(region: str) -> tuple[str, ...]:
     """Names of the factors that `region` owns, in the order of `FACTORS`."""

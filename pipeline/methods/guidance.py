@@ -40,16 +40,22 @@ class Goal:
 
 
 def reader_goals(
-    factors: Sequence[str], owner: Mapping[str, str], regions: Sequence[str] | None = None
+    factors: Sequence[str],
+    owner: Mapping[str, str],
+    regions: Sequence[str] | None = None,
+    preferred: Mapping[str, str] | None = None,
 ) -> tuple[Goal, ...]:
-    """For every region the first of the reader's `factors` that it owns, raised; a region without one has no goal.
+    """For every region one of the reader's `factors` that it owns, raised; a region without one has no goal.
 
-    `owner`: which region shows each factor. `regions`: left out, all that own a factor, in the order of factors.
+    `owner`: which region shows each factor. `preferred`: the factor of a region, of others it is the first. `regions`:
+    left out, all that own a factor, in the order of factors.
     """
-    first: dict[str, Goal] = {}
+    found: dict[str, Goal] = {}
     for index, name in enumerate(factors):
-        first.setdefault(owner[name], Goal(owner[name], name, index))
-    return tuple(first[region] for region in (first if regions is None else regions) if region in first)
+        goal = Goal(owner[name], name, index)
+        if goal.region not in found or (preferred or {}).get(goal.region) == name:
+            found[goal.region] = goal
+    return tuple(found[region] for region in (found if regions is None else regions) if region in found)
 
 
 class Guidance(ABC):

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from pipeline.faces.dataset import FIRST_SEED, SPLITS, draw_face, seed_of
-from pipeline.faces.factors import FACTORS, OWNER, REGIONS, SCENE, factors_of, sample_factors
+from pipeline.faces.factors import FACTORS, OWNER, REGIONS, SCENE, SHOWN, factors_of, sample_factors
 from pipeline.faces.render import SIZE, STYLES, render
+from pipeline.metrics import rms_inside
 from pipeline.reader import HELD_OUT_SEED
+from pipeline.strengths import VISIBLE_RMS
 
 
 def factors(count: int = 6, seed: int = 1) -> torch.Tensor:
@@ -54,6 +56,20 @@ def test_a_factor_of_a_small_part_changes_its_own_region_only(name: str) -> None
     mask = before.masks[:, REGIONS.index(OWNER[name])]
     assert float(change[mask].max()) > 0.1
     assert float((change * ~mask).square().sum() / change.square().sum()) < 0.02
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_what_methods_are_told_of_a_region_can_be_seen_on_every_face(region: str) -> None:
+    assert OWNER[SHOWN[region]] == region
+    column, truth = FACTORS.index(SHOWN[region]), factors(24)
+    before = render(truth)
+    seen = torch.zeros(len(truth))
+    for end in (0.0, 1.0):
+        moved = truth.clone()
+        moved[:, column] = end
+        change = render(moved).images - before.images
+        seen = torch.maximum(seen, rms_inside(change, before.masks[:, REGIONS.index(region)]))
+    assert bool((seen >= VISIBLE_RMS).all())
 
 
 @pytest.mark.parametrize("name", FACTORS)

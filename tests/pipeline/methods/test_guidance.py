@@ -34,6 +34,12 @@ def test_every_region_gets_the_first_factor_it_owns() -> None:
     assert all(OWNER[name] != goal.region for goal in goals for name in FACTORS[: goal.index])
 
 
+def test_a_preferred_factor_takes_the_place_of_the_first_where_there_is_one() -> None:
+    owner = {"a": "x", "b": "y", "c": "y", "d": "x"}
+    goals = reader_goals(("a", "b", "c", "d"), owner, preferred={"y": "c", "x": "elsewhere"})
+    assert [(goal.region, goal.name, goal.index) for goal in goals] == [("x", "a", 0), ("y", "c", 2)]
+
+
 def test_a_region_without_a_factor_has_no_goal() -> None:
     assert [goal.name for goal in reader_goals(("a", "b"), {"a": "x", "b": "y"}, ["z", "y"])] == ["b"]
 
