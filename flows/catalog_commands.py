@@ -14,8 +14,9 @@ from catalog.merging import merge
 from catalog.places import texts
 from catalog.reader import Catalog
 from catalog.schema import TABLES
-from flows.console import answer, plain, say, table
+from flows.console import answer, say, table
 from flows.files import write_whole
+from flows.plain import plain
 from flows.summary import describe
 from pipeline.errors import InputError
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from catalog.index import build_indexes
 from catalog.reader import Catalog
 from catalog.verify import verify as verify_catalog
-from flows.console import answer, plain, say, stage, table
+from flows.console import answer, say, stage, table
 from flows.model_choice import ModelChoice
 from flows.named_recipes import open_recipe
+from flows.plain import plain
 from flows.run_arguments import run_settings
 from flows.watching.events import log_to
 from pipeline.errors import InputError

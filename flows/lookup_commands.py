@@ -19,9 +19,10 @@ from catalog.lookup import similar_page as find_similar
 from catalog.lookup.ask import known_values
 from catalog.reader import Catalog
 from catalog.writer import CatalogWriter
-from flows.console import answer, plain, say, table
+from flows.console import answer, say, table
 from flows.files import write_whole
 from flows.left_out import remark, remark_on_members
+from flows.plain import plain
 from pipeline.errors import CatalogError, InputError
 
 KINDS = (("x", "local"), ("h", "individual"))  # what `homogeneity` of a region looks at

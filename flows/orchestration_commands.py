@@ -8,8 +8,9 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from flows.console import answer, complain, plain, say
+from flows.console import answer, complain, say
 from flows.named_recipes import open_recipe
+from flows.plain import plain
 from flows.run_arguments import run_settings
 from pipeline.errors import InputError
 

@@ -19,7 +19,8 @@ from catalog.reader import Catalog
 from catalog.schema import TABLES
 from catalog.store import StoreError
 from flows.catalog_commands import show_difference
-from flows.console import answer, complain, plain, say, stage, table
+from flows.console import answer, complain, say, stage, table
+from flows.plain import plain
 from pipeline.errors import InputError
 
 

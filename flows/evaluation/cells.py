@@ -10,11 +10,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.files import write_whole
+from flows.plain import plain
 
 VERSION = 1
 
@@ -56,7 +57,7 @@ class Cells:
             return found
         whole = _whole(experiment, key)
         begun, before = time.monotonic(), self._passes()
-        rows = plain(make())
+        rows = plain(make(), float)
         content = {"key": whole, "rows": rows, "seconds": time.monotonic() - begun, "passes": self._passes() - before}
         content["machine"] = self._machine
         write(self._path(self.folder, experiment, whole), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -84,24 +85,13 @@ def cell_name(experiment: str, key: Mapping[str, Any]) -> str:
 
 def _whole(experiment: str, key: Mapping[str, Any]) -> dict[str, Any]:
     """A key with all that it leaves unsaid, in what JSON has."""
-    whole: dict[str, Any] = plain({"experiment": experiment, "version": VERSION, **key})
+    whole: dict[str, Any] = plain({"experiment": experiment, "version": VERSION, **key}, float)
     return whole
 
 
 def digest(key: Any) -> str:
     """24 hex digits of a key's plain form."""
-    return hashlib.sha256(json.dumps(plain(key), sort_keys=True).encode()).hexdigest()[:24]
-
-
-def plain(value: Any) -> Any:
-    """`value` in what JSON has: dataclasses and mappings as objects, sequences as lists; NaN and infinities stay."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    return value
+    return hashlib.sha256(json.dumps(plain(key, float), sort_keys=True).encode()).hexdigest()[:24]
 
 
 def write(path: Path, content: str | bytes) -> None:

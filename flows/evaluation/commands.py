@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 
-from flows.console import answer, plain, say, table
+from flows.console import answer, say, table
 from flows.evaluation.captions import captions_of
 from flows.evaluation.evaluating import Evaluated, Wanted
 from flows.evaluation.evaluating import evaluate as run
@@ -14,6 +14,7 @@ from flows.evaluation.experiments import EXPERIMENTS
 from flows.evaluation.kept import strict
 from flows.evaluation.tables import FIRST, SECOND, shown
 from flows.named_recipes import open_recipe
+from flows.plain import plain
 from pipeline.errors import InputError
 from pipeline.methods.choices import METHODS
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from flows.console import plain
 from flows.evaluation.cells import VERSION, Cell, Cells, Rows, digest, write
 from flows.evaluation.comparison import FULL, Size
 from flows.evaluation.world import World, shipped_folder
+from flows.plain import plain
 
 _MOST = 10**9  # images
 _NUMBERS = {text: float(text) for text in ("inf", "-inf", "nan")}
@@ -144,17 +142,7 @@ class Kept:
 
 def strict(value: Any, nan: str | None = None) -> Any:
     """`value` as strict JSON that tells infinity from nothing: "inf" and "-inf", and `nan` for what is no number."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return nan if math.isnan(value) else str(float(value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: strict(getattr(value, f.name), nan) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): strict(item, nan) for key, item in value.items()}
-    if isinstance(value, np.generic | np.ndarray):
-        return strict(value.tolist(), nan)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [strict(item, nan) for item in value]
-    return plain(value)
+    return plain(value, lambda number: nan if math.isnan(number) else str(number))
 
 
 def _numbers(value: Any) -> Any:

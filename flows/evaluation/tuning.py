@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
-from flows.console import plain, say, table
+from flows.console import say, table
 from flows.evaluation.cells import Rows, write
 from flows.evaluation.comparison import Comparison, Size, Task, base_settings, kind_of, merit, rank_of
 from flows.evaluation.filling import fill, open_comparison
+from flows.plain import plain
 from flows.recipe import Recipe
 from pipeline.errors import InputError
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from flows.console import plain as for_others
 from flows.evaluation import cells as module
-from flows.evaluation.cells import Cells, digest, plain, write
+from flows.evaluation.cells import Cells, digest, write
+from flows.plain import plain
 from tests.flows.evaluation.small_world import never
 
 KEY = {"model": "m", "settings": {"timestep": 0.4}, "images": ["a", "b"]}
@@ -169,9 +169,9 @@ def test_an_own_cell_comes_before_one_that_travels_and_a_damaged_one_after_it(tm
 
 
 def test_files_for_others_hold_no_numbers_that_json_lacks() -> None:
-    value = plain({"a": (math.nan, 1.5), "b": [{"c": math.inf}], "d": "NaN", "e": True})
-    assert for_others(value) == {"a": [None, 1.5], "b": [{"c": None}], "d": "NaN", "e": True}
-    json.dumps(for_others(value), allow_nan=False)
+    value = plain({"a": (math.nan, 1.5), "b": [{"c": math.inf}], "d": "NaN", "e": True}, float)
+    assert plain(value) == {"a": [None, 1.5], "b": [{"c": None}], "d": "NaN", "e": True}
+    json.dumps(plain(value), allow_nan=False)
 
 
 def test_a_digest_is_the_same_everywhere() -> None:

@@ -18,6 +18,7 @@ from flows.evaluation.comparison import Comparison, Size, Task, base_settings
 from flows.evaluation.homes import Homes
 from flows.evaluation.kept import held_out, identity
 from flows.evaluation.world import World
+from flows.plain import plain
 from flows.recipe import load_recipe
 from pipeline.faces.factors import FACTORS
 from pipeline.methods.asyrp import AsyrpSettings
@@ -264,7 +265,7 @@ def test_keys_are_the_same_wherever_files_lie_and_however_many_threads_there_are
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1]
-    assert str(tmp_path) not in json.dumps(cells.plain(found))
+    assert str(tmp_path) not in json.dumps(plain(found, float))
 
 
 def test_a_figure_is_of_all_held_out_images_that_were_asked_for(tmp_path: Path) -> None:
