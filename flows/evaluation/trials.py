@@ -18,7 +18,7 @@ from pipeline.metrics import EditSuccess, psnr_outside, ssim_outside, success, v
 from pipeline.strengths import VISIBLE_RMS
 
 LEAST_MOVE, OTHER_LIMIT, ROIR_LIMIT = 0.15, 0.10, 1.0
-BATCH = 64  # trials decoded together, at most
+BATCH = 32  # trials decoded together, at most: on a CPU, more of 64 x 64 pixels fall out of its cache and take longer
 EVALUATIONS = 4  # decodes the search for the visible strength may take
 NO_STRENGTH = "refused: every strength that was tried changes nothing, or far too much"
 

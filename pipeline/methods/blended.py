@@ -26,7 +26,7 @@ from pipeline.models.contract import Denoiser
 from pipeline.strengths import VISIBLE_RMS
 
 _PROBES = 2  # guided samplings that `guessed` spends on a strength
-_BATCH = 64  # edits sampled together, at most
+_BATCH = 32  # edits sampled together, at most
 
 
 @dataclass(frozen=True)
