@@ -1,7 +1,8 @@
-"""Run by test_coordinator: mines in forked children that die by SIGKILL just before their n-th change to the disk.
+"""Run by test_killed: mines in forked children that die by SIGKILL just before their n-th change to the disk.
 
-python -m tests.flows.crash_driver RECIPE WORK STRIDE: the n-th child mines into WORK/n, where mining itself is quick.
-Prints how each child ended, as JSON. The parent only imports, loads and forks, so no thread is ever copied.
+python -m tests.flows.coordinator.crash_driver RECIPE WORK STRIDE: the n-th child mines into WORK/n, where mining
+itself is quick. Prints how each child ended, as JSON. The parent only imports, loads and forks, so no thread is ever
+copied.
 """
 
 from __future__ import annotations
