@@ -21,6 +21,7 @@ from flows.datasets.contract import SourceImage
 from flows.evaluation.captions import Captions
 from flows.evaluation.cells import Cell, Cells, Rows, cell_name, digest, write
 from flows.evaluation.method_run import MethodRun
+from flows.evaluation.trials import References
 from flows.evaluation.world import Split, World, shipped_folder
 from pipeline.errors import InputError
 from pipeline.faces.factors import FACTORS, OWNER, SHOWN
@@ -30,6 +31,7 @@ from pipeline.methods.contract import Method, Settings, Subject
 from pipeline.methods.guidance import reader_goals
 from pipeline.models.prompted import PromptedDenoiser
 
+KEPT = 2**28  # bytes of reconstructions kept from one cell to the next
 _EXPERIMENT: dict[Split, str] = {"mine": "choosing", "holdout": "comparison"}
 
 
@@ -117,6 +119,7 @@ class Comparison:
     def __init__(self, world: World, cells: Cells, size: Size = FULL) -> None:
         self.world, self.cells, self.size = world, cells, size
         self._pools: dict[tuple[str, ...], str] = {}
+        self._known: tuple[tuple[str, Settings] | None, References] = (None, {})
 
     def lacking(self, name: str) -> str:
         """What a method would need and is not there; empty where nothing is missing."""
@@ -213,7 +216,15 @@ class Comparison:
     def _rows(self, task: Task) -> Rows:
         own, pool = self._images(task)
         method = self.method(task.method, task.settings)
-        return MethodRun(self.world, method, own, pool, perceived=task.split != "mine").rows(task.others)
+        known, perceived = self._reconstructions(task), task.split != "mine"
+        return MethodRun(self.world, method, own, pool, perceived=perceived, known=known).rows(task.others)
+
+    def _reconstructions(self, task: Task) -> References:
+        """Those of the last cells, as long as it is the same method with the same settings, and they are not many."""
+        of, (last, known) = (task.method, task.settings), self._known
+        if of != last or sum(picture.nbytes for picture in known.values()) > KEPT:
+            self._known = (of, {})
+        return self._known[1]
 
     def method(self, name: str, settings: Settings) -> Method:
         """A method, with what it learns on `mine` images learned now, or taken from before; what was learned and cannot

@@ -14,7 +14,7 @@ import torch
 from flows.datasets.contract import SourceImage
 from flows.evaluation.ceiling import perfect_bound, truth_of
 from flows.evaluation.cells import Rows
-from flows.evaluation.trials import Case, Trial, best_of_both_signs, run_trials
+from flows.evaluation.trials import Case, References, Trial, best_of_both_signs, run_trials
 from flows.evaluation.world import World
 from pipeline.errors import InputError
 from pipeline.inversion import round_trip_psnr
@@ -26,7 +26,8 @@ SHOWN = 2  # images a cell of which pictures are kept
 
 
 class MethodRun:
-    """A method, its images, and those that edits are tried on. `perceived`: edits are judged by the backbones too."""
+    """A method, its images, and those that edits are tried on. `perceived`: edits are judged by the backbones too.
+    `known`: the method's reconstructions that are there already."""
 
     def __init__(
         self,
@@ -36,8 +37,10 @@ class MethodRun:
         pool: Sequence[SourceImage],
         *,
         perceived: bool = True,
+        known: References | None = None,
     ) -> None:
         self.world, self.method, self.perceived = world, method, perceived
+        self._known: References = {} if known is None else known
         method.memory = world.recipe.method.memory
         self._bounds: dict[tuple[str, str, tuple[str, bool] | None], bool | None] = {}
         steps = method.settings.inversion_steps
@@ -49,7 +52,7 @@ class MethodRun:
         """Rows of kind "home", "transfer" and "cost"."""
         found, rows = self._find()
         cases = [Case(edit, subject) for subject, edit in found if isinstance(edit, Found)]
-        trials = dict(zip(map(id, cases), best_of_both_signs(self.world, self.method, cases), strict=True))
+        trials = dict(zip(map(id, cases), best_of_both_signs(self.world, self.method, cases, self._known), strict=True))
         homes = [(case, trials[id(case)]) for case in cases]
         shown = {subject.name for subject in self.subjects[:SHOWN]} if self.pool else set()
         for case, trial in homes:
@@ -155,10 +158,11 @@ class MethodRun:
                 pairs.append((case, trial, target))
                 still.append(Case(edit, target, like=trial.verdict))
                 moved.append(replace(still[-1], edit=self.method.moved(edit, mask, target.masks[region])))
-        as_is = run_trials(self.world, self.method, still)
+        as_is = run_trials(self.world, self.method, still, self._known)
         others_of = [i for i, case in enumerate(moved) if case.edit is not still[i].edit]
         there = dict(enumerate(as_is))
-        there |= zip(others_of, run_trials(self.world, self.method, [moved[i] for i in others_of]), strict=True)
+        trials = run_trials(self.world, self.method, [moved[i] for i in others_of], self._known)
+        there |= zip(others_of, trials, strict=True)
         tried = ((False, as_is), (True, there.values()))
         return [
             self._transfer(*pair, flag, trial) for flag, own in tried for pair, trial in zip(pairs, own, strict=True)

@@ -23,6 +23,10 @@ EVALUATIONS = 4  # decodes the search for the visible strength may take
 NO_STRENGTH = "refused: every strength that was tried changes nothing, or far too much"
 
 
+References = dict[tuple[str, str], torch.Tensor]
+"""Strength-0 reconstructions (C, H, W) by one method with its settings: of an image, for a region if it matters."""
+
+
 class Judge(Protocol):
     """What reads attributes; `flows.evaluation.world.World` is one."""
 
@@ -99,9 +103,13 @@ def failure(verdict: EditSuccess) -> str:
     return "own factor moved too little, or the other way"
 
 
-def run_trials(judge: Judge, method: Method, cases: Sequence[Case]) -> list[Trial]:
-    """Try every case, in batches. Cost: a decode an image, and up to `EVALUATIONS` decodes a case, about two."""
-    references = _references(method, cases)
+def run_trials(judge: Judge, method: Method, cases: Sequence[Case], known: References | None = None) -> list[Trial]:
+    """Try every case, in batches. Cost: a decode an image, and up to `EVALUATIONS` decodes a case, about two.
+
+    `known`: reconstructions that need not be made again; those that are made are added.
+    """
+    references = {} if known is None else known
+    _reconstruct(method, cases, references)
     trials: list[Trial] = []
     size = method.at_once(BATCH)
     for start in range(0, len(cases), size):
@@ -110,9 +118,11 @@ def run_trials(judge: Judge, method: Method, cases: Sequence[Case]) -> list[Tria
     return trials
 
 
-def best_of_both_signs(judge: Judge, method: Method, cases: Sequence[Case]) -> list[Trial]:
+def best_of_both_signs(
+    judge: Judge, method: Method, cases: Sequence[Case], known: References | None = None
+) -> list[Trial]:
     """Try every case with both signs of its guess and keep the better: a success first, then the lower ROIR."""
-    both = run_trials(judge, method, [case.turned(sign) for sign in (1.0, -1.0) for case in cases])
+    both = run_trials(judge, method, [case.turned(sign) for sign in (1.0, -1.0) for case in cases], known)
     pairs = zip(both[: len(cases)], both[len(cases) :], strict=True)
     return [min(pair, key=_demerit) for pair in pairs]
 
@@ -125,16 +135,15 @@ def _key(method: Method, case: Case) -> tuple[str, str]:
     return case.subject.name, case.edit.region if method.reference_by_region else ""
 
 
-def _references(method: Method, cases: Sequence[Case]) -> dict[tuple[str, str], torch.Tensor]:
-    """The strength-0 reconstruction of each image, by what it depends on."""
-    wanted = list({_key(method, case): case for case in cases}.items())
-    found: dict[tuple[str, str], torch.Tensor] = {}
+def _reconstruct(method: Method, cases: Sequence[Case], references: References) -> None:
+    """Add the reconstructions that cases need and that are not there."""
+    needed = {_key(method, case): case for case in cases}
+    wanted = [(key, case) for key, case in needed.items() if key not in references]
     size = method.at_once(BATCH)
     for start in range(0, len(wanted), size):
         part = [case for _, case in wanted[start : start + size]]
         pictures = method.apply([c.edit for c in part], [c.subject for c in part], torch.zeros(len(part)))
-        found.update(zip((key for key, _ in wanted[start : start + size]), pictures, strict=True))
-    return found
+        references.update(zip((key for key, _ in wanted[start : start + size]), pictures, strict=True))
 
 
 def _batch(judge: Judge, method: Method, cases: Sequence[Case], reference: torch.Tensor) -> list[Trial]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from flows.datasets.dataset import Dataset
 from flows.evaluation.captions import NO_CAPTIONS, captions_of
+from flows.evaluation.cells import Cells
 from flows.evaluation.comparison import Comparison, Learned, Size, Task, base_settings, merit
 from flows.evaluation.evaluating import Wanted, evaluate
 from flows.evaluation.experiment import Setup
@@ -85,13 +86,28 @@ class Learning(Planted):
         self.weight = tensors["weight"]
 
 
+class Reconstructing(Planted):
+    """Planted edits; `remade` names the image of every picture that was decoded without an edit."""
+
+    name = "reconstructing"
+    remade: ClassVar[list[str]] = []
+
+    def apply(self, edits: Sequence[Found], subjects: Sequence[Subject], strengths: torch.Tensor) -> torch.Tensor:
+        self.remade.extend(one.name for one, at in zip(subjects, strengths.tolist(), strict=True) if not at)
+        return super().apply(edits, subjects, strengths)
+
+
+PLANTED = (Leaking, Learning, Reconstructing)
+
+
 @pytest.fixture(autouse=True)
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The methods above beside the real ones, having been asked nothing."""
-    for kind in (Leaking, Learning):
+    for kind in PLANTED:
         monkeypatch.setitem(METHODS, kind.name, kind)
     monkeypatch.setattr(Leaking, "asked", [])
     monkeypatch.setattr(Learning, "lessons", [])
+    monkeypatch.setattr(Reconstructing, "remade", [])
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> None:
@@ -153,6 +169,22 @@ def test_every_held_out_image_is_reported_once(tmp_path: Path, monkeypatch: pyte
     assert Leaking.asked == images
     fill(comparison, tasks, 1, "comparing")
     assert Leaking.asked == images  # measured once
+
+
+def test_an_image_is_reconstructed_once_by_a_method_with_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = linear_setup(tmp_path, monkeypatch)
+    comparison, name = comparison_of(setup), Reconstructing.name
+    tasks = comparison.reporting(name, base_settings(Reconstructing, setup.world))
+    rows = [comparison.cell(task).rows for task in tasks]
+    assert sorted(Reconstructing.remade) == sorted(image.image_id for image in setup.world.images("holdout", 3))
+    alone = Comparison(setup.world, Cells(tmp_path / "others"), comparison.size)
+    again = alone.cell(tasks[1]).rows
+    assert [row for row in again if row["kind"] != "cost"] == [row for row in rows[1] if row["kind"] != "cost"]
+    Reconstructing.remade.clear()
+    comparison.cell(replace(tasks[0], settings=replace(tasks[0].settings, steps=3)))
+    assert len(Reconstructing.remade) >= 2  # other settings, other reconstructions
 
 
 def test_a_cell_is_another_with_other_settings_images_targets_masks_or_another_model(
@@ -368,7 +400,7 @@ def test_a_model_without_bottleneck_and_data_without_reader_leave_out_what_needs
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = small_setup(tmp_path).world
-    own = [name for name in METHODS if name not in ("leaking", "learning")]
+    own = [name for name in METHODS if name not in {kind.name for kind in PLANTED}]
     comparison = Comparison(world, open_cells(world), SIZE)
     lacking = {name for name in own if comparison.lacking(name)}
     assert lacking == {"asyrp", "blended", "haas-pca", "noise-clr", "t-loco"}
