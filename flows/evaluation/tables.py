@@ -312,7 +312,8 @@ def why(winner: Line, column: Column) -> list[str]:
         reasons.append(f"only {winner.success.estimate:.0%} of its edits succeed{most}")
     if column.told and about.supervision != "none":
         learned = f" and learns from {winner.images} images" if winner.images > 1 else ""
-        reasons.append(f"it is told the attribute ({about.supervision}){learned}")
+        by = "by the reader that judges it" if about.supervision == "attribute reader" else f"({about.supervision})"
+        reasons.append(f"it is told the attribute {by}{learned}")
     return reasons
 
 

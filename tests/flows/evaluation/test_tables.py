@@ -201,7 +201,9 @@ def test_a_reason_is_given_only_in_columns_that_it_explains() -> None:
     assert failing["own_move"] == ["only 0% of its edits succeed (most fail: ROIR above 1)"]
     about = replace(ABOUT, supervision="attribute reader")
     trained = reasons(line_of("asyrp", home("a"), about=about, images=64))
-    assert trained["success"] == ["it is told the attribute (attribute reader) and learns from 64 images"]
+    assert trained["success"] == ["it is told the attribute by the reader that judges it and learns from 64 images"]
+    by_clip = reasons(line_of("asyrp", home("a"), about=replace(ABOUT, supervision="CLIP")))
+    assert by_clip["success"] == ["it is told the attribute (CLIP)"]
     assert trained["ssim"] == trained["kid"] == []
 
 
