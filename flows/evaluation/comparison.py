@@ -24,7 +24,7 @@ from flows.evaluation.method_run import MethodRun
 from flows.evaluation.trials import References
 from flows.evaluation.world import Split, World, shipped_folder
 from pipeline.errors import InputError
-from pipeline.faces.factors import FACTORS, OWNER, SHOWN
+from pipeline.faces.factors import FACTORS, OWNER, VISIBLE
 from pipeline.images import as_tensor
 from pipeline.methods.choices import METHODS
 from pipeline.methods.contract import Method, Settings, Subject
@@ -81,7 +81,7 @@ def base_settings(kind: type[Method], world: World) -> Settings:
         "eta": method.edit.eta,
         "eta_share": method.edit.eta_share,
         "seed": recipe.seed,
-        "goals": world.captions.told(kind.about).goals or reader_goals(FACTORS, OWNER, read, SHOWN),
+        "goals": world.captions.told(kind.about).goals or reader_goals(FACTORS, OWNER, read, VISIBLE),
         "clip": world.captions.folder,
         **dict(own),
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -33,12 +34,14 @@ from flows.orchestration.server import reach_server
 from flows.publishing import named, publish_catalog
 from flows.recipe import Recipe
 from flows.run_settings import RunSettings
+from flows.watching.errands import Errand
 from pipeline.errors import BusyError, InputError, RhumbError
 
 if TYPE_CHECKING:
     from flows.miner import MiningReport
     from flows.watching.progress import Progress
 
+_PATIENCE = 10.0  # seconds, with what a server has not answered when a run is over
 BUSY = "AlreadyRunning"
 """Name of the Cancelled state of a run that found another one at work on its catalog."""
 
@@ -243,7 +246,7 @@ def _mined(recipe: Recipe, catalog: str, settings: RunSettings, work: Callable[[
 
 class Page:
     """A watcher that draws the progress of a run on its page. The first time it is called, the catalog's lock is held,
-    which the server is told, later where it is away.
+    which an errand tells the server, and a later one where it is away.
 
     `place` is that of the catalog, the first generation's.
     """
@@ -252,6 +255,7 @@ class Page:
         self.place = place
         self._progress: Progress | None = None
         self._clock, self._due = clock, 0.0  # when the server is told next; never, once it was
+        self._errand = Errand()
 
     def __call__(self, progress: Progress) -> None:
         from flows.watching import artifacts
@@ -261,9 +265,16 @@ class Page:
             progress.watchers.append(artifacts.begin(progress))
         if self._clock() >= self._due:
             self._due = self._clock() + artifacts.EVERY
-            stale.hold(_run_id(), progress.catalog)
-            _end_stale_runs(self.place, progress.catalog)
-            self._due = math.inf
+            self._errand.send(partial(self._hold, progress.catalog))
+
+    def _hold(self, lock: str) -> None:
+        stale.hold(_run_id(), lock)
+        _end_stale_runs(self.place, lock)
+        self._due = math.inf
+
+    def settle(self) -> None:
+        """Return once nothing is being told. Raises TimeoutError where the server hangs."""
+        self._errand.wait(_PATIENCE)
 
     def close(self) -> None:
         """Draw the report of the run, which is over; that it cannot be drawn is told, and is no error of the run."""
@@ -273,6 +284,7 @@ class Page:
         from flows.watching.run_report import report_of
 
         try:
+            self.settle()
             stale.hold(_run_id(), "")
             folder = folder_of(self._progress.catalog)
             report = report_of(folder, self._progress)

@@ -34,6 +34,7 @@ from flows.orchestration import stale
 from flows.orchestration.gpus import make_limits
 from flows.orchestration.processes import children
 from flows.orchestration.server import POOL, client_of_server
+from flows.watching.errands import Errand
 from pipeline.errors import InputError
 
 DATABASE_SETTINGS = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
@@ -192,6 +193,7 @@ class Service:
     serving: Serving
     tell: Callable[[str], None]
     stopping: threading.Event = field(default_factory=threading.Event)
+    errand: Errand = field(default_factory=Errand)
 
     def __post_init__(self) -> None:
         self.environment = self.serving.environment()
@@ -280,7 +282,7 @@ class Service:
             for child in (self.server, self.worker):
                 child.watch(self.tell)
             if time.monotonic() - swept > SWEEP_SECONDS:
-                self._sweep()
+                self.errand.send(self._sweep)
                 swept = time.monotonic()
 
     def _sweep(self) -> None:

@@ -10,15 +10,17 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from PIL import Image
 
+from flows.watching.errands import Errand
 from flows.watching.events import heard_by, line_of
 from flows.watching.live import FIGURES, facts, pace
-from flows.watching.progress import Progress, Watcher
+from flows.watching.progress import Progress
 from flows.watching.run_report import SHEET, RunReport, markdown, safe
 from flows.watching.snapshots import Snapshot
 
@@ -35,9 +37,10 @@ def keys(name: str) -> dict[str, str]:
 
 
 class Board:
-    """The artifacts of one run, made with the first call: a `Watcher` that renews them at most every EVERY seconds.
+    """The artifacts of one run, made with the first call: a `Watcher` that renews them at most every EVERY seconds, and
+    has them sent by an errand.
 
-    Raises what Prefect's client does where the server is away; `Progress` tells it and goes on.
+    Raises what Prefect's client has raised since the last call; `Progress` tells it and goes on.
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,13 +51,18 @@ class Board:
         self._task_run = task.task_run.id if task is not None else None
         self._keys, self._ids = keys(name), dict[str, UUID]()
         self._clock, self._last = clock, -EVERY
+        self._errand = Errand()
 
     def __call__(self, progress: Progress) -> None:
         """Show how far a run is."""
         now = self._clock()
         if progress.state != "running" or now - self._last >= EVERY:
             self._last = now
-            self.show(progress.snapshot())
+            self._errand.send(partial(self.show, progress.snapshot()))
+
+    def settle(self) -> None:
+        """Return once nothing is being sent. Raises TimeoutError where that takes longer than EVERY."""
+        self._errand.wait(EVERY)
 
     def show(self, run: Snapshot, text: str | None = None) -> None:
         """Put all three artifacts."""
@@ -82,7 +90,7 @@ class Board:
             self._ids[kind] = made.id
 
 
-def begin(progress: Progress) -> Watcher:
+def begin(progress: Progress) -> Board:
     """A watcher that shows a run as artifacts of the flow run that this is called in."""
     return Board(progress.name or Path(progress.catalog).name)
 
@@ -90,10 +98,11 @@ def begin(progress: Progress) -> Watcher:
 def finish(progress: Progress, report: RunReport, folder: Path | None = None) -> None:
     """Put the report of a run in the place of what `begin` shows, with the contact sheet that lies in `folder`.
 
-    Raises what Prefect's client does where the server is away.
+    Raises what Prefect's client does where the server is away, TimeoutError where it hangs.
     """
     boards = [watcher for watcher in progress.watchers if isinstance(watcher, Board)]
     board = boards[0] if boards else Board(progress.name or report.recipe)
+    board.settle()
     sheet = None if folder is None else folder / SHEET
     picture = data_uri(sheet.read_bytes()) if sheet is not None and sheet.is_file() else None
     board.show(report.run, markdown(report, picture))

@@ -38,7 +38,7 @@ OWNER: dict[str, str] = {
 FACTORS: tuple[str, ...] = tuple(OWNER)
 REGIONS: tuple[str, ...] = ("left_eye", "right_eye", "brows", "nose", "mouth", "hair", "skin", "background")
 
-SHOWN: dict[str, str] = {
+VISIBLE: dict[str, str] = {
     "left_eye": "left_openness",
     "right_eye": "right_openness",
     "brows": "brow_height",

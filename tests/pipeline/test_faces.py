@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.faces.dataset import FIRST_SEED, SPLITS, draw_face, seed_of
-from pipeline.faces.factors import FACTORS, OWNER, REGIONS, SCENE, SHOWN, factors_of, sample_factors
+from pipeline.faces.factors import FACTORS, OWNER, REGIONS, SCENE, VISIBLE, factors_of, sample_factors
 from pipeline.faces.render import SIZE, STYLES, render
 from pipeline.metrics import rms_inside
 from pipeline.reader import HELD_OUT_SEED
@@ -60,8 +60,8 @@ def test_a_factor_of_a_small_part_changes_its_own_region_only(name: str) -> None
 
 @pytest.mark.parametrize("region", REGIONS)
 def test_what_methods_are_told_of_a_region_can_be_seen_on_every_face(region: str) -> None:
-    assert OWNER[SHOWN[region]] == region
-    column, truth = FACTORS.index(SHOWN[region]), factors(24)
+    assert OWNER[VISIBLE[region]] == region
+    column, truth = FACTORS.index(VISIBLE[region]), factors(24)
     before = render(truth)
     seen = torch.zeros(len(truth))
     for end in (0.0, 1.0):

@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.orchestration.processes import children
+from flows.orchestration.serving import STOP_SECONDS
 from tests.flows import tiny
 
 ROOT = Path(__file__).parents[3]
@@ -89,7 +90,7 @@ def serve(home: Path, *arguments: str) -> Iterator[Served]:
         yield Served(process, json.loads("".join([*lines, line]))["url"], home)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(3 * STOP_SECONDS + 30)  # what it allows its runs, its worker and its server to end in, and more
         process.stdout.close()  # type: ignore[union-attr]
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from catalog.writer import CatalogWriter
 from flows.pictures import png
@@ -54,9 +56,11 @@ def test_a_flow_run_shows_progress_figures_and_at_last_its_report_with_the_conta
         assert context is not None and context.flow_run is not None
         run_id = str(context.flow_run.id)
         progress = Progress(4, str(catalog), name="Faces of [me]")
-        progress.watchers.append(artifacts.begin(progress))
+        board = artifacts.begin(progress)
+        progress.watchers.append(board)
         note = {"images": 2, "directions": 20, "psnr": [40.0, 42.0], "residual": [0.01, 0.02]}
         progress.add({**note, "failed": {"x.png": "RuntimeError: out of memory | 9"}})
+        board.settle()
         between.update(of_run(client, run_id))
         with artifacts.logged():
             event("chunk committed", logging.WARNING, chunk="c1")
@@ -87,6 +91,17 @@ def test_a_flow_run_shows_progress_figures_and_at_last_its_report_with_the_conta
             break
         time.sleep(0.2)
     assert [(one["event"], one["level"], one["chunk"]) for one in events] == [("chunk committed", "warning", "c1")]
+
+
+def test_a_server_that_hangs_holds_no_run_up(catalog: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Progress(4, str(catalog))
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{deaf.getsockname()[1]}/api"}):
+            board = artifacts.begin(progress)
+            board(progress)  # returns, though nobody will ever answer
+        monkeypatch.setattr(artifacts, "EVERY", 0.1)
+        with deaf.accept()[0], pytest.raises(TimeoutError, match="no answer"):
+            board.settle()
 
 
 def test_keys_are_made_of_any_name() -> None:
