@@ -89,7 +89,7 @@ FIRST = (
 SECOND = (
     Column("ROIR, median", "roir", False, outside=True, made=False),
     Column("own attribute moved", "own_move", True, told=True),
-    Column("largest other moved", "other_move", False, weak=True),
+    Column("largest other moved", "other_move", False, outside=True, weak=True),
     Column("identity kept (ArcFace)", "identity", True, 3, weak=True),
     Column("PSNR outside, dB", "psnr", True, 1, outside=True, weak=True),
     Column("KID (Inception)", "kid", False, 4, weak=True),

@@ -181,7 +181,7 @@ def test_a_method_that_pastes_the_source_is_said_to_in_the_columns_that_it_expla
     pasted = "it pastes the source's own pixels outside the mask"
     about = BlendedDiffusion.about
     found = reasons(line_of("blended", home("a"), about=about))
-    explained = {"roir", "psnr", "ssim", "lpips", "reconstruction"}
+    explained = {"roir", "psnr", "ssim", "lpips", "other_move", "reconstruction"}
     assert {name for name, own in found.items() if own == [pasted]} == explained
     assert not [own for name, own in found.items() if pasted in own and name not in explained]
     said = remarks_on(
