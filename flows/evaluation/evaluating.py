@@ -310,6 +310,8 @@ def _facts(world: World, size: Size, compared: Mapping[str, Compared], figures: 
         facts["how regions were found"] = _found(world.found)
     if compared:
         facts["held-out images"] = str(size.images)
+        seconds = sum(cell.seconds for each in compared.values() for cell in each.cells)
+        facts["time for them"] = f"{seconds / 60:,.0f} minutes of one process, without choosing settings and learning"
         facts["settings"] = _settings({name: each.chosen.by for name, each in compared.items()})
         facts["form"] = "quick: wide intervals, a smoke test" if size.quick else "full"
     if figures and (other := _unlike(world, compared)):

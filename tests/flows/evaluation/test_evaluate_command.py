@@ -358,8 +358,9 @@ def test_seconds_of_another_machine_are_said_to_be(copy: Path, world: Path) -> N
     for path in (copy / "cells").rglob("*.json"):
         content = json.loads(path.read_text())
         if content["key"]["method"] == "loco":
-            path.write_text(json.dumps({**content, "machine": "a mainframe"}))
+            path.write_text(json.dumps({**content, "machine": "a mainframe", "seconds": 66_000.0}))
     found = again(world, copy)
+    assert found["facts"]["time for them"].startswith("1,10")  # minutes, of one cell in hours
     assert "loco: a mainframe" in found["facts"]["seconds measured on"]
     assert [each["machines"] for each in found["methods"]][1] == ["a mainframe"]
     assert "loco: a mainframe" in (copy / "comparison.md").read_text()
