@@ -28,7 +28,7 @@ from tests.flows import tiny
 
 ROOT = Path(__file__).parents[3]
 T = TypeVar("T")
-MANY = 32  # images of which each takes about a second: time enough to interfere
+MANY = 96  # images of which each takes about a second: time enough to interfere, on a busy machine too
 
 
 @dataclass(frozen=True)
