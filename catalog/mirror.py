@@ -254,7 +254,7 @@ class Mirror:
         if self.store.exists(MANIFEST):
             return
         names = [name for name in self.store.list() if name.split("/")[0] not in PRIVATE]
-        own = {name for intent in self.store.list(STAGING) for name in self._intended(intent)}
+        own = self.pending()
         for name in names:
             if name not in own and not self.store.exists(MANIFEST):
                 raise ConflictError(
@@ -274,6 +274,10 @@ class Mirror:
         listed = manifest.files if manifest is not None else {}
         self.store.delete({name for one in intents for name in self._intended(one) if name not in listed})
         self.store.delete(intents)
+
+    def pending(self) -> set[str]:
+        """Files that commits under way, or cut off, are about to create in the store or to delete there."""
+        return {name for intent in self.store.list(STAGING) for name in self._intended(intent)}
 
     def _intended(self, intent: str) -> list[str]:
         try:

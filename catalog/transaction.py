@@ -101,6 +101,14 @@ def unborn(root: Path) -> bool:
     return all(entry.name in own for entry in root.iterdir())
 
 
+def pending(root: Path) -> set[str]:
+    """Files that commits under way, or cut off, are about to create or to delete. For readers: takes no lock."""
+    try:
+        return {name for folder in _stagings(root) for name in _Intent.read(folder).names}
+    except FileNotFoundError:  # the last commit has just ended
+        return set()
+
+
 def recover(root: Path) -> Manifest | None:
     """Finish or undo the commits of writers that died, and return the manifest that stands (None: there is none yet).
 

@@ -20,6 +20,7 @@ from catalog.fs import LOCK, MANIFEST, PRIVATE, footer_sha256, inside, sha256_of
 from catalog.hub.parts import part_name, part_of
 from catalog.index import DirectionIndex, check_codes
 from catalog.manifest import FileEntry, Manifest
+from catalog.meanwhile import replaced, unexplained
 from catalog.mirror import opened, present, store_of
 from catalog.reader import Catalog
 from catalog.rules import Frame, check_direction, check_id, check_image, check_region, stored_picture
@@ -65,21 +66,30 @@ def verify(folder: str | Path) -> VerifyReport:
     """Check a catalog in full: checksums, schemas, counts, ids and joins, norms, evidence, pictures, indexes.
 
     Damage is reported, not raised; only a folder that is no catalog at all raises NotFoundError. Reads every file
-    twice. Files that are damaged are not read further, so one flipped byte gives one problem.
+    twice, and again where a commit did away with some meanwhile. Files that are damaged are not read further, so one
+    flipped byte gives one problem.
     """
-    root = opened(folder)
-    try:
-        manifest = manifests.load(root)
-    except NotFoundError:
-        raise
-    except DAMAGE as error:
-        return VerifyReport(str(folder), 0, 0, 0, {}, (Problem(MANIFEST, _told(error)),))
+    while True:
+        root = opened(folder)
+        try:
+            manifest = manifests.load(root)
+        except NotFoundError:
+            raise
+        except DAMAGE as error:
+            return VerifyReport(str(folder), 0, 0, 0, {}, (Problem(MANIFEST, _told(error)),))
+        report = verify_version(root, manifest)
+        if report.ok or not replaced(root, manifest):
+            return replace(report, folder=str(folder))
+
+
+def verify_version(root: Path, manifest: Manifest) -> VerifyReport:
+    """`verify` for one version of the catalog in folder `root`, which need not be the one that stands any more."""
     problems = list(_check_files(root, manifest))
     if not problems:
         problems += check_content(root, manifest)
     rows = {table: manifest.rows(table) for table in TABLES}
     size = sum(entry.bytes for entry in manifest.files.values())
-    return VerifyReport(str(folder), manifest.version, len(manifest.files), size, rows, tuple(problems))
+    return VerifyReport(str(root), manifest.version, len(manifest.files), size, rows, tuple(problems))
 
 
 def check_content(root: Path, manifest: Manifest) -> list[Problem]:
@@ -98,9 +108,13 @@ def _check_files(root: Path, manifest: Manifest) -> Iterator[Problem]:
         if wrong is not None:
             yield Problem(name, wrong)
     store = store_of(root)
-    for name in _names_in(root) if isinstance(store, LocalStore) else store.list():
-        if name not in manifest.files and name not in (MANIFEST, LOCK) and name.split("/")[0] not in PRIVATE:
-            yield Problem(name, "not listed in the manifest")
+    names = _names_in(root) if isinstance(store, LocalStore) else store.list()
+    own = manifest.files.keys() | {MANIFEST, LOCK}
+    if others := [name for name in names if name not in own and name.split("/")[0] not in PRIVATE]:
+        try:
+            yield from [Problem(name, "not listed in the manifest") for name in unexplained(root, others)]
+        except DAMAGE as error:
+            yield Problem(others[0], _told(error))
 
 
 def _names_in(root: Path) -> Iterator[str]:

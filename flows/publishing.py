@@ -24,6 +24,7 @@ from catalog.hub.publishing import Published
 from catalog.hub.snapshots import SnapshotCatalog, open_pack
 from catalog.index import build_indexes
 from catalog.manifest import PackInfo, Provenance
+from catalog.meanwhile import replaced
 from catalog.reader import Catalog
 from catalog.selecting import select_into
 from catalog.writer import CatalogWriter
@@ -68,29 +69,47 @@ def publish_catalog(
 ) -> Release:
     """Publish what the gates of a catalog's recipe keep of it as `version` of `repository`.
 
-    `override` publishes although figures are worse than those of the version before, and has the card say so.
+    It is published as it stands now: what others commit meanwhile is for the next version. Where they do away with
+    files of it, that begins anew. `override` publishes although figures are worse than those of the version before,
+    and has the card say so.
     `private`: what a repository of the Hub is that has yet to be made. The rest is as in `catalog.hub.publishing`.
 
     Raises ConflictError naming the figures that are worse, with nothing published; and as `catalog.hub.publishing`.
     """
     name, number = named(repository), Version.parse(version)
     hub = open_hub(name, private=private)
-    with Catalog.open(catalog) as opened:
-        found = rejections(opened, gates_of(opened.manifest.provenance))
-        quality = quality_of(opened, found.keep)
-        former, before = quality_before(name, hub, number)
-        worse = regression(quality, before) if before is not None else []
-        if worse and not override:
-            raise ConflictError(
-                f"quality of {opened.folder}", "; ".join(worse), f"no worse than {former} of {repository}",
-                "Publish it with --override if that is as it should be; nothing was published",
-            )  # fmt: skip
-        remarks = [*explained(found), *(f"published although worse than {former}: {figure}" for figure in worse)]
-        fields = card_fields(opened.manifest.provenance, licence or stated_licence(opened.manifest.provenance), remarks)
-        with _selected(opened, found) as folder:
-            done = packs.publish(folder, name, version, hub, fields, dry_run, left_out, progress)
-        if not dry_run:
-            _record(opened.folder, str(name), done, quality)
+    while True:
+        with Catalog.open(catalog) as opened:
+            try:
+                release = _released(opened, name, number, hub, licence, override, dry_run, left_out, progress)
+            except (RhumbError, OSError):  # files that are missing, of a version that is no longer
+                if not replaced(opened.folder, opened.manifest):
+                    raise
+            else:
+                if not dry_run:
+                    _record(opened.folder, str(name), release.published, release.quality)
+                return release
+
+
+def _released(
+    catalog: Catalog, name: PackName, number: Version, hub: Hub, licence: str | None, override: bool, dry_run: bool,
+    left_out: Collection[str], progress: Progress,
+) -> Release:  # fmt: skip
+    """`publish_catalog` for a catalog as it was opened."""
+    provenance = catalog.manifest.provenance
+    found = rejections(catalog, gates_of(provenance))
+    quality = quality_of(catalog, found.keep)
+    former, before = quality_before(name, hub, number)
+    worse = regression(quality, before) if before is not None else []
+    if worse and not override:
+        raise ConflictError(
+            f"quality of {catalog.folder}", "; ".join(worse), f"no worse than {former} of {name}",
+            "Publish it with --override if that is as it should be; nothing was published",
+        )  # fmt: skip
+    remarks = [*explained(found), *(f"published although worse than {former}: {figure}" for figure in worse)]
+    fields = card_fields(provenance, licence or stated_licence(provenance), remarks)
+    with _selected(catalog, found) as chosen:
+        done = packs.publish(chosen, name, str(number), hub, fields, dry_run, left_out, progress)
     return Release(done, quality, found.counts, tuple(worse))
 
 
@@ -139,10 +158,10 @@ def _record(folder: Path, repository: str, done: Published, quality: Quality) ->
 
 
 @contextmanager
-def _selected(catalog: Catalog, found: Rejections) -> Iterator[Path]:
-    """The folder of what is to be published: the catalog's own, or for the time being one of what the gates keep."""
+def _selected(catalog: Catalog, found: Rejections) -> Iterator[Catalog]:
+    """What is to be published: the catalog itself, or for the time being one of what the gates keep of it."""
     if not len(found):
-        yield catalog.folder
+        yield catalog
         return
     with packs.workplace(catalog.folder) as place:
         folder = select_into(catalog, place / _SELECTION, found.keep)
@@ -152,7 +171,8 @@ def _selected(catalog: Catalog, found: Rejections) -> Iterator[Path]:
         if catalog.manifest.concepts is not None:
             with CatalogWriter.open(folder) as writer, Catalog(folder, writer.manifest) as chosen:
                 writer.replace_concepts(build_concepts(chosen, former=stored_table(catalog)))
-        yield folder
+        with Catalog.open(folder) as selected:
+            yield selected
 
 
 def stated_licence(provenance: Provenance) -> str | None:

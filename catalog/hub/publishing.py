@@ -33,7 +33,7 @@ from catalog.manifest import Manifest, PackInfo, Provenance
 from catalog.reader import Catalog
 from catalog.schema import LEFT_OUT
 from catalog.transaction import Lock
-from catalog.verify import verify
+from catalog.verify import verify_version
 from pipeline.errors import BusyError, CatalogError, ConflictError, InputError
 
 _DRAFT = "publication-"
@@ -62,7 +62,7 @@ def nothing_told(what: str, done: int, of: int) -> None:
 
 
 def publish(
-    catalog: str | Path,
+    source: Catalog,
     name: PackName,
     version: str,
     hub: Hub,
@@ -73,6 +73,9 @@ def publish(
 ) -> Published:
     """Publish a catalog as a version of a pack; visible only when complete, and never changed afterwards.
 
+    It is published as it was opened, whatever others commit meanwhile; where they do away with files of it
+    (`catalog.meanwhile.replaced`), that fails, as for files that are missing.
+
     What the highest version below has, its directions and their codes above all, is not sent again. Sources whose
     pictures may not be passed on are published without everything that shows them. `left_out`: columns to do without
     in any case. `dry_run`: everything but sending. Run again after a cut, it goes on with what has arrived. Where the
@@ -80,32 +83,31 @@ def publish(
 
     Raises InputError (no licence, or a name that no version can have), ConflictError (the version exists),
     CatalogError (the catalog fails verification or has no directions, the version before is damaged, a full disk),
-    NotFoundError (no catalog), StoreError (the hub cannot be reached).
+    StoreError (the hub cannot be reached).
     """
     number, repository = Version.parse(version), name.repository
     pack = PackInfo(repository=repository, version=version)
-    with Catalog.open(catalog) as source:
-        fields = with_licences(card, source.manifest.provenance)
-        versions = hub.versions(repository)
-        if number in versions and not dry_run:
-            hub.settle(repository)
-        _refuse_published(name, number, versions)
-        former = _below(hub, repository, number, versions)
-        _refuse_damaged(source)
-        before = former.manifest if former is not None else None
-        for shared in (former, None):
-            with workplace(source.folder) as folder:
-                figures = _figures_before(former, folder)
-                content = partial(CardContent, fields=fields, former=before, before=figures, hub=name.hub)
-                arranged = _arranged(source, content, pack, shared, folder, left_out, progress)
-                draft = _draft(arranged, number, shared.snapshot.revision if shared is not None else None)
-                try:
-                    revision = None if dry_run else hub.publish(draft, progress)
-                except FormerDamagedError:
-                    if shared is None:
-                        raise
-                else:
-                    break
+    fields = with_licences(card, source.manifest.provenance)
+    versions = hub.versions(repository)
+    if number in versions and not dry_run:
+        hub.settle(repository)
+    _refuse_published(name, number, versions)
+    former = _below(hub, repository, number, versions)
+    _refuse_damaged(source)
+    before = former.manifest if former is not None else None
+    for shared in (former, None):
+        with workplace(source.folder) as folder:
+            figures = _figures_before(former, folder)
+            content = partial(CardContent, fields=fields, former=before, before=figures, hub=name.hub)
+            arranged = _arranged(source, content, pack, shared, folder, left_out, progress)
+            draft = _draft(arranged, number, shared.snapshot.revision if shared is not None else None)
+            try:
+                revision = None if dry_run else hub.publish(draft, progress)
+            except FormerDamagedError:
+                if shared is None:
+                    raise
+            else:
+                break
     files = draft.files.values()
     return Published(
         repository, version, revision, sum(entry.bytes for entry in files) + len(draft.manifest), draft.new_bytes,
@@ -153,7 +155,7 @@ def _refuse_published(name: PackName, version: Version, versions: Collection[Ver
 
 def _refuse_damaged(catalog: Catalog) -> None:
     source = catalog.folder
-    report = verify(source)
+    report = verify_version(source, catalog.manifest)
     pa.default_memory_pool().release_unused()  # which had held every row once
     if not report.ok:
         first = report.problems[0]

@@ -18,6 +18,7 @@ from catalog.hub import publishing, pulling
 from catalog.hub.hugging_face import HuggingFaceHub
 from catalog.hub.names import PackName
 from catalog.hub.parts import Part
+from catalog.reader import Catalog
 
 Told = Callable[[str, int, int], None]
 
@@ -32,7 +33,8 @@ def publish(told: Told, catalog: str, repository: str, version: str) -> dict[str
     """Publish a catalog as a version of a pack."""
     fields = CardFields(title="Directions of parametric faces", licence="cc-by-4.0")
     name = PackName.parse(repository)
-    done = publishing.publish(catalog, name, version, HuggingFaceHub(), fields, progress=told)
+    with Catalog.open(catalog) as source:
+        done = publishing.publish(source, name, version, HuggingFaceHub(), fields, progress=told)
     return {"bytes": done.bytes, "new_bytes": done.new_bytes, "new_files": done.new_files, "reused": done.reused}
 
 

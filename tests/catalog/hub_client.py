@@ -167,9 +167,11 @@ def _publish_catalog(catalog: str, version: str) -> dict[str, Any]:
     from catalog.hub.hugging_face import HuggingFaceHub
     from catalog.hub.names import PackName
     from catalog.hub.publishing import publish
+    from catalog.reader import Catalog
 
     fields = CardFields(title="Random faces", licence="cc-by-4.0")
-    done = publish(catalog, PackName.parse(REPOSITORY), version, HuggingFaceHub(), fields)
+    with Catalog.open(catalog) as source:
+        done = publish(source, PackName.parse(REPOSITORY), version, HuggingFaceHub(), fields)
     return {"revision": done.revision, "bytes": done.bytes, "new_bytes": done.new_bytes}
 
 

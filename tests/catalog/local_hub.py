@@ -21,7 +21,8 @@ def _named(repository: str | Path, hub: Path | None = None, wanted: str = "") ->
 def publish(catalog: str | Path, repository: str, version: str, hub: Path, card: CardFields = CARD) -> Published:
     """A catalog as a version of `org/name`."""
     name = _named(repository, hub)
-    return publishing.publish(catalog, name, version, open_hub(name), card)
+    with Catalog.open(catalog) as source:
+        return publishing.publish(source, name, version, open_hub(name), card)
 
 
 def pull(repository: str, version: str, out: Path, hub: Path) -> Catalog:

@@ -56,6 +56,7 @@ def test_a_killed_commit_leaves_the_former_or_the_new_version(start: Path, tmp_p
             images = catalog.images().num_rows
             assert len(catalog.effects(catalog.directions().column("direction_id").to_pylist())) == 5 * images
         seen.add(images)
+        assert verify(folder / "c").problems == ()  # a commit that was cut off is no damage
         with CatalogWriter.open(folder / "c") as writer:
             assert ("next" in writer.done_chunks) >= (images == 2)  # a claimed version is finished by the next writer
             writer.commit(chunk_of("next", 1, ("mouth",)))
@@ -141,6 +142,7 @@ def test_a_killed_adoption_in_a_distant_store_leaves_one_of_the_versions(
         with Catalog.open(url) as catalog:
             images = catalog.images().num_rows
             catalog.effects([key.decode() for key in catalog.ids()])
+        assert verify(url).problems == ()
         with CatalogWriter.open(url) as writer:
             left = list(whole_deposits(writer.store, "job"))
             assert len(writer.done_images) == images
@@ -189,6 +191,7 @@ def test_a_killed_compaction_leaves_every_row_where_it_is_found(start: Path, tmp
             assert [key.decode() for key in catalog.ids()] == ids
             assert np.array_equal(catalog.effects(ids), vectors)
             shards.add(len(catalog.manifest.shards("directions")))
+        assert verify(folder / "c").problems == ()
         compact(folder / "c")
         assert verify(folder / "c").problems == ()
     assert shards == {1, 2}

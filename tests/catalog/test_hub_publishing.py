@@ -10,6 +10,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from catalog.card import CardFields
 from catalog.compaction import compact
 from catalog.fs import MANIFEST, RUN
 from catalog.hub import publishing
-from catalog.hub.contract import Draft, Progress
+from catalog.hub.contract import Draft, Hub, Progress
 from catalog.hub.names import PackName, Version
 from catalog.hub.pack_indexes import carry_indexes
 from catalog.hub.parts import Part
@@ -46,7 +47,14 @@ def snapshot(hub: Path, done: Published) -> Path:
 
 
 def out(source: Path, hub: Path, version: str, **options: object) -> Published:
-    return publish(source, NAME, version, StoreHub(hub), options.pop("card", FIELDS), **options)  # type: ignore[arg-type]
+    return published(source, NAME, version, StoreHub(hub), options.pop("card", FIELDS), **options)  # type: ignore[arg-type]
+
+
+def published(
+    folder: Path, name: PackName, version: str, hub: Hub, card: CardFields = FIELDS, **options: Any
+) -> Published:
+    with Catalog.open(folder) as catalog:
+        return publish(catalog, name, version, hub, card, **options)
 
 
 @pytest.fixture
@@ -188,7 +196,7 @@ def test_a_part_is_published_under_another_name_and_goes_on_saying_what_it_is_of
     first = PackName.parse("org/pack", hub=str(hub))
     pull(first, tmp_path / "part", Part(regions=("mouth",)))
     second = PackName(str(hub), "org", "mouths")
-    publish(tmp_path / "part", second, "1.0.0", StoreHub(hub), FIELDS)
+    published(tmp_path / "part", second, "1.0.0", StoreHub(hub), FIELDS)
     pull(second, tmp_path / "again")
     manifest = manifests.load(tmp_path / "again")
     assert manifest.part is not None and manifest.part.repository == "org/pack"
@@ -281,10 +289,10 @@ def test_after_a_cut_anywhere_nothing_is_visible_and_the_next_run_publishes_the_
     hub.left = [0, 3, 7]
     for _ in hub.left[:]:
         with pytest.raises(StoreError):
-            publish(source, NAME, "1.0.0", hub, FIELDS)
+            published(source, NAME, "1.0.0", hub, FIELDS)
         assert hub.versions("org/pack") == {}
         assert not list((source / RUN).glob("*publication*"))
-    assert publish(source, NAME, "1.0.0", hub, FIELDS) == expected
+    assert published(source, NAME, "1.0.0", hub, FIELDS) == expected
     assert verify(snapshot(tmp_path / "hub", expected)).problems == ()
 
 
@@ -297,7 +305,7 @@ def _killed(source: Path, hub: Path, after: int) -> None:
         if count > after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    publish(source, NAME, "1.0.0", StoreHub(hub), FIELDS, progress=told)
+    published(source, NAME, "1.0.0", StoreHub(hub), FIELDS, progress=told)
 
 
 @pytest.mark.parametrize("after", [0, 5, 14])
@@ -363,12 +371,12 @@ class Wrong(StoreHub):
 
 def test_a_version_before_that_is_of_another_pack_is_refused(source: Path, tmp_path: Path) -> None:
     other = replace(NAME, name="other")
-    done = publish(source, other, "1.0.0", StoreHub(tmp_path / "hub"), FIELDS)
+    done = published(source, other, "1.0.0", StoreHub(tmp_path / "hub"), FIELDS)
     root = tmp_path / "hub" / "datasets" / "org"
     (root / "pack" / "snapshots").mkdir(parents=True)
     (root / "pack" / "snapshots" / str(done.revision)).symlink_to(root / "other" / "snapshots" / str(done.revision))
     with pytest.raises((CatalogError, InputError)):
-        publish(source, NAME, "1.1.0", Wrong(tmp_path / "hub"), FIELDS)
+        published(source, NAME, "1.1.0", Wrong(tmp_path / "hub"), FIELDS)
 
 
 def test_what_is_told_while_publishing_comes_to_its_end(source: Path, tmp_path: Path) -> None:

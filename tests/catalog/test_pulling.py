@@ -254,7 +254,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> PackName:
         with CatalogWriter.create(root / version, provenance()) as writer:
             for chunk in own:
                 writer.commit(chunk)
-        publish(root / version, name, version, open_hub(name), CardFields(licence="mit"))
+        with Catalog.open(root / version) as catalog:
+            publish(catalog, name, version, open_hub(name), CardFields(licence="mit"))
     return name
 
 
@@ -427,8 +428,9 @@ def test_what_was_published_in_a_store_is_pulled_from_it(tmp_path: Path, place: 
             writer.commit(chunk)
     build_indexes(catalog)
     name = PackName.parse(f"{place.format(tmp_path)}/org/pack@>=1.0,<2")
-    publish(catalog, name, "1.0.0", open_hub(name), CardFields(licence="mit"))
-    done = publish(catalog, name, "2.0.0", open_hub(name), CardFields(licence="mit"), left_out=LEFT_OUT)
+    with Catalog.open(catalog) as source:
+        publish(source, name, "1.0.0", open_hub(name), CardFields(licence="mit"))
+        done = publish(source, name, "2.0.0", open_hub(name), CardFields(licence="mit"), left_out=LEFT_OUT)
     pull(name, tmp_path / "whole")
     part = Part(regions=("mouth",), without=("preview",))
     pull(name, tmp_path / "part", part)

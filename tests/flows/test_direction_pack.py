@@ -167,7 +167,8 @@ def test_a_part_pulled_from_a_hub_edits_as_the_catalog_that_was_published(
 ) -> None:
     monkeypatch.setenv("RHUMB_CACHE", str(tmp_path / "cache"))
     name, card = PackName.parse(f"{tmp_path}/hub/org/tiny"), CardFields(licence="cc0-1.0", data_licence="cc0-1.0")
-    publish(folder, name, "1.2.0", open_hub(name), card)
+    with Catalog.open(folder) as source:
+        publish(source, name, "1.2.0", open_hub(name), card)
     part = DirectionPack.from_pretrained(str(name), revision=">=1.2,<2", region="mouth")
     assert part.name == f"{name}@1.2.0"
     assert part.entries() == pack.entries(region="mouth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 import flows.miner
+from catalog.compaction import compact
+from catalog.manifest import load
 from catalog.reader import Catalog
 from catalog.verify import verify
 from catalog.writer import CatalogWriter
 from flows.gates import Gates, adopt_gates
-from flows.publishing import last_published
+from flows.publishing import last_published, publish_catalog
 from pipeline.mining import MinedImage, MiningSettings
 from pipeline.models.contract import Denoiser
 from pipeline.operators import Products
@@ -130,6 +133,26 @@ def test_rejected_directions_are_kept_out_of_the_pack_counted_and_explained(
     finally:
         with CatalogWriter.open(good) as writer:
             adopt_gates(writer, Gates())
+
+
+def test_a_catalog_that_is_compacted_while_it_is_published_is_published_all_the_same(
+    good: Path, tmp_path: Path
+) -> None:
+    catalog, repository = tmp_path / "catalog", tmp_path / "hub" / "org" / "pack"
+    shutil.copytree(good, catalog)
+    shards = len(load(catalog).shards("directions"))
+    whats: list[str] = []
+
+    def told(what: str, done: int, of: int) -> None:
+        if not whats:
+            compact(catalog)
+        whats.append(what)
+
+    release = publish_catalog(catalog, str(repository), "1.0.0", progress=told)
+    assert len(load(catalog).shards("directions")) < shards
+    assert whats.count(whats[0]) > 1  # begun anew
+    assert release.published.version == "1.0.0"
+    assert verify(snapshot(repository, "1.0.0")).problems == ()
 
 
 def test_gates_that_leave_nothing_publish_nothing(good: Path, tmp_path: Path, capsys: Capture) -> None:
