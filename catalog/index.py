@@ -196,7 +196,8 @@ def _cache_path(catalog: Catalog, name: str, entry: IndexEntry) -> Path:
 
 
 def _merge_lists(catalog: Catalog) -> None:
-    """Write the merged lists of large indexes into the cache; delete those of former versions, and torn ones.
+    """Write the merged lists of large indexes into the cache; delete those of former versions, and torn ones. What a
+    reader is just fetching into it stays.
 
     Under the writer's lock, so that nobody else is writing any.
     """
@@ -209,7 +210,7 @@ def _merge_lists(catalog: Catalog) -> None:
     }
     if (catalog.folder / CACHE).is_dir():
         for path in (catalog.folder / CACHE).iterdir():
-            if path not in large and path.name.endswith((".lists", ".tmp")):
+            if path not in large and ".lists" in path.suffixes:
                 path.unlink()
     for path, (name, entry) in large.items():
         if not path.is_file():

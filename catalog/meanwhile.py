@@ -32,6 +32,4 @@ def replaced(folder: Path, manifest: Manifest) -> bool:
 
 def _standing(folder: Path) -> Manifest:
     mirror = Mirror.at(folder)
-    if mirror is not None:
-        mirror.refresh()
-    return manifests.load(folder)
+    return (mirror.refresh() if mirror is not None else None) or manifests.load(folder)

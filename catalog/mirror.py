@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
@@ -40,6 +41,7 @@ from catalog.transaction import KEPT, Lock, Transaction, manifest_sha256, overta
 from pipeline.errors import CatalogError, ConflictError, NotFoundError
 
 _NUMBERED = ".json"
+_LEFT = 3600.0  # seconds that nothing was written to a draft, so that its reader is dead
 _MADE: set[Path] = set()
 """Mirrors that this process has asked for. A folder from elsewhere that says it mirrors a URL is not believed."""
 
@@ -304,8 +306,12 @@ class Mirror:
         self.store.delete([_claim(version - KEPT)] if version > KEPT else [])
 
     def _prune(self, manifest: Manifest | None) -> None:
-        """Delete local copies of what the catalog no longer lists."""
+        """Delete local copies of what the catalog no longer lists, and what killed readers had begun to fetch."""
         listed = manifest.files if manifest is not None else {}
+        for draft in (self.folder / CACHE).glob("*.tmp"):
+            with suppress(FileNotFoundError):  # its reader has just put it in place
+                if time.time() - draft.stat().st_mtime > _LEFT:
+                    draft.unlink()
         for name in FOLDERS:
             folder = self.folder / name
             for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():

@@ -298,13 +298,15 @@ def test_merged_lists_outlive_compaction_and_what_a_killed_build_left_of_others_
     lists = sorted((tmp_path / "c" / CACHE).iterdir())
     torn = lists[0].with_name(f"{lists[0].name}.99.tmp")
     torn.write_bytes(b"half")
+    fetched = lists[0].with_name("0123456789abcdef.tmp")  # by a reader, just now
+    fetched.write_bytes(b"half")
     compact(tmp_path / "c")
     with Catalog.open(tmp_path / "c") as catalog:
         for path in catalog.manifest.indexes["x"].codes.values():
             (tmp_path / "c" / path).unlink()  # it is searched by its merged lists alone
         assert DirectionIndex(catalog, "x").search(catalog.vector(key).ravel(), 12) == before
     build_indexes(tmp_path / "c")
-    assert sorted((tmp_path / "c" / CACHE).iterdir()) == lists
+    assert sorted((tmp_path / "c" / CACHE).iterdir()) == sorted([*lists, fetched])
     with CatalogWriter.open(tmp_path / "c") as writer:
         writer.commit(chunk_of("later"))
     build_indexes(tmp_path / "c")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ import pytest
 
 from catalog.compaction import compact
 from catalog.deposits import Target, clean, whole_deposits, write_deposit
-from catalog.fs import MANIFEST
+from catalog.fs import CACHE, MANIFEST
 from catalog.index import DirectionIndex, build_indexes
 from catalog.merging import merge
 from catalog.mirror import Mirror, local_folder, mirror_of, refreshed
@@ -67,6 +68,18 @@ def rows(url: str) -> int:
     with Catalog.open(url) as catalog:
         catalog.effects([key.decode() for key in catalog.ids()])
         return catalog.images().num_rows
+
+
+def test_what_a_killed_reader_had_begun_to_fetch_goes_and_what_one_is_fetching_stays(url: str) -> None:
+    CatalogWriter.create(url, provenance()).close()
+    cache = mirror_of(url) / CACHE
+    cache.mkdir(exist_ok=True)
+    left, fetched = cache / "0123456789abcdef.tmp", cache / "123456789abcdef0.tmp"
+    for draft in (left, fetched):
+        draft.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    CatalogWriter.open(url).close()
+    assert list(cache.iterdir()) == [fetched]
 
 
 def test_a_catalog_in_a_store_is_that_of_a_folder_file_by_file(url: str, store: UrlStore, tmp_path: Path) -> None:
