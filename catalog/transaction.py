@@ -95,14 +95,12 @@ def unborn(root: Path) -> bool:
     """Whether `root` holds nothing but what an interrupted first commit may have left."""
     if (root / MANIFEST).exists():
         return False
-    own = {LOCK, ORIGIN, *PRIVATE}
-    for folder in _stagings(root):
-        own |= {name.split("/")[0] for name in _Intent.read(folder).names}
+    own = {LOCK, ORIGIN, *PRIVATE, *(name.split("/")[0] for name in pending(root))}
     return all(entry.name in own for entry in root.iterdir())
 
 
 def pending(root: Path) -> set[str]:
-    """Files that commits under way, or cut off, are about to create or to delete. For readers: takes no lock."""
+    """Files that commits under way, or cut off, are about to create or to delete. Takes no lock."""
     try:
         return {name for folder in _stagings(root) for name in _Intent.read(folder).names}
     except FileNotFoundError:  # the last commit has just ended
